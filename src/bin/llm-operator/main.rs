@@ -1,0 +1,3 @@
+//! The command line of `llm_operator`.
+
+fn main() {}

@@ -1,0 +1,137 @@
+//! Backward over all rows, and the sums of the parameter gradients.
+//!
+//! Rows are cut into at most [`PARTIALS`] parts of whole groups of [`GROUP`] rows. Each part sums its groups, one
+//! after the other, into dgamma and dbeta of its own; the parts are then added in a tree. A group's sum is the
+//! only one taken row by row, so that the rounding error grows with the square root of the rows at
+//! worst, and by few steps of it.
+
+use crate::Element;
+use crate::kernel::backward::Backward;
+use crate::kernel::forward::Parameters;
+use crate::kernel::reduce::AddInto;
+use crate::rows::Rows;
+use crate::simd::Backend;
+
+/// Parts that have parameter gradients of their own, at most. With the sums of the groups that are under way, no
+/// more than twice as many are alive at any time.
+const PARTIALS: usize = 32;
+
+/// Rows whose parameter gradients are summed row by row.
+const GROUP: usize = 64;
+
+/// Bytes of x for which a part is worth its own parameter gradients.
+const PART_BYTES: usize = 256 << 10;
+
+/// Backward over rows `first..first + mean.len()`.
+#[derive(Debug)]
+pub(crate) struct BackwardJob<'a, T> {
+    pub(crate) backend: Backend,
+    pub(crate) parameters: Parameters<'a, T>,
+    pub(crate) x: &'a Rows<'a, T>,
+    pub(crate) dy: &'a Rows<'a, T>,
+    /// One element a row.
+    pub(crate) mean: &'a [T],
+    /// The same.
+    pub(crate) rstd: &'a [T],
+    /// `rows * width` elements where it is wanted, and whether to add to it.
+    pub(crate) dx: Option<(&'a mut [T], bool)>,
+    /// Whether to write dx past the caches.
+    pub(crate) stream: bool,
+}
+
+/// Runs a job that starts at row 0; gives dgamma and then dbeta, `width` elements each, where they are wanted.
+pub(crate) fn backward<T: Element>(job: BackwardJob<'_, T>, wants_sums: bool) -> Option<Vec<T>> {
+    let width = job.parameters.width;
+    let rows = job.mean.len();
+    let parallel = super::is_parallel::<T>(rows * width);
+    if !wants_sums {
+        let task = if parallel { super::task_rows::<T>(width) } else { rows };
+        job.split(0, task, parallel, None);
+        return None;
+    }
+    let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTIALS);
+    let part = rows.div_ceil(parts).next_multiple_of(GROUP).max(GROUP);
+    let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * 2 * width];
+    let backend = job.backend;
+    job.split(0, part, parallel, Some(&mut sums));
+    add_parts(backend, &mut sums, 2 * width);
+    sums.truncate(2 * width);
+    Some(sums)
+}
+
+/// Adds all parts of `len` elements into the first: neighbours first, then pairs of neighbours, and so on.
+fn add_parts<T: Element>(backend: Backend, parts: &mut [T], len: usize) {
+    let mut step = len;
+    while step < parts.len() {
+        for pair in parts.chunks_mut(2 * step) {
+            if pair.len() > step {
+                let (total, part) = pair.split_at_mut(step);
+                backend.run(AddInto { total: &mut total[..len], part: &part[..len] });
+            }
+        }
+        step *= 2;
+    }
+}
+
+impl<T: Element> BackwardJob<'_, T> {
+    /// Halves the job down to `task` rows; `sums` has one part for each task.
+    fn split(self, first: usize, task: usize, parallel: bool, sums: Option<&mut [T]>) {
+        let width = self.parameters.width;
+        let Some(middle) = super::middle(self.mean.len(), task) else {
+            return self.run(first, sums);
+        };
+        let (mean_left, mean_right) = self.mean.split_at(middle);
+        let (rstd_left, rstd_right) = self.rstd.split_at(middle);
+        let (dx_left, dx_right) = self
+            .dx
+            .map(|(dx, accumulate)| {
+                let (left, right) = dx.split_at_mut(middle * width);
+                ((left, accumulate), (right, accumulate))
+            })
+            .unzip();
+        let (sums_left, sums_right) = super::split_optional(sums, middle / task * 2 * width);
+        let left = BackwardJob { mean: mean_left, rstd: rstd_left, dx: dx_left, ..self };
+        let right = BackwardJob { mean: mean_right, rstd: rstd_right, dx: dx_right, ..self };
+        let left = || left.split(first, task, parallel, sums_left);
+        let right = || right.split(first + middle, task, parallel, sums_right);
+        if parallel {
+            rayon::join(left, right);
+        } else {
+            left();
+            right();
+        }
+    }
+
+    /// On this thread; `sums`, all zeros, has one part.
+    fn run(self, first: usize, mut sums: Option<&mut [T]>) {
+        let Self { backend, parameters, x, dy, mean, rstd, mut dx, stream } = self;
+        let width = parameters.width;
+        let rows = mean.len();
+        let in_place = sums.is_none() && x.is_contiguous() && dy.is_contiguous();
+        let step = if in_place { rows.max(1) } else { GROUP };
+        let (mut x_gathered, mut dy_gathered, mut group_sums) = (Vec::new(), Vec::new(), Vec::new());
+        for start in (0..rows).step_by(step) {
+            let end = rows.min(start + step);
+            let span = start * width..end * width;
+            let is_first = start == 0;
+            if let (Some(_), false) = (&sums, is_first) {
+                group_sums.clear();
+                group_sums.resize(2 * width, T::ZERO);
+            }
+            let target = sums.as_deref_mut().map(|sums| if is_first { sums } else { &mut group_sums[..] });
+            backend.run(Backward {
+                parameters,
+                x: x.block(first + start..first + end, &mut x_gathered),
+                dy: dy.block(first + start..first + end, &mut dy_gathered),
+                mean: &mean[start..end],
+                rstd: &rstd[start..end],
+                dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
+                sums: target.map(|sums| sums.split_at_mut(width)),
+                stream,
+            });
+            if let (Some(sums), false) = (sums.as_deref_mut(), is_first) {
+                backend.run(AddInto { total: sums, part: &group_sums });
+            }
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! How rows become tasks.
+//!
+//! Work is halved until a piece is at most one task long; rayon's ambient pool takes the halves. Where it is cut
+//! depends on the shape alone, never on the number of threads, and every row is computed the same wherever it
+//! is cut; so results have the same bits on any number of threads. Small work stays on the calling
+//! thread, which does not even start rayon.
+
+mod backward;
+mod copy;
+mod forward;
+
+pub(crate) use backward::{BackwardJob, backward};
+pub(crate) use copy::copy;
+pub(crate) use forward::{ForwardJob, forward};
+
+/// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work.
+const SERIAL_BYTES: usize = 128 << 10;
+
+/// Bytes of x in a task: small enough to balance, large enough to hide the cost of a task.
+const TASK_BYTES: usize = 128 << 10;
+
+/// Rows in a task.
+fn task_rows<T>(width: usize) -> usize {
+    (TASK_BYTES / (width * size_of::<T>())).max(1)
+}
+
+/// Whether so many elements are worth more than one thread.
+fn is_parallel<T>(elements: usize) -> bool {
+    elements * size_of::<T>() > SERIAL_BYTES && rayon::current_num_threads() > 1
+}
+
+/// The row at which to halve `rows`, at a multiple of `task` rows; `None` where they are one task.
+fn middle(rows: usize, task: usize) -> Option<usize> {
+    (rows > task).then(|| rows.div_ceil(task) / 2 * task)
+}
+
+/// The first `middle` elements of an optional slice, and the others.
+fn split_optional<T>(slice: Option<&mut [T]>, middle: usize) -> (Option<&mut [T]>, Option<&mut [T]>) {
+    slice.map(|slice| slice.split_at_mut(middle)).unzip()
+}

@@ -1,0 +1,457 @@
+//! Backward: dx, dgamma and dbeta.
+//!
+//! With `g = dy * gamma`, `h = (x - mean) * rstd` and means over the row,
+//!
+//! ```text
+//! xhat   = h - mean(h)                        what the rounding of the mean left is taken off again
+//! dx     = rstd * (g - mean(g) - xhat * mean(g * xhat))
+//! dgamma = sum over rows of dy * xhat
+//! dbeta  = sum over rows of dy
+//! ```
+//!
+//! (Ba, Kiros and Hinton, "Layer Normalization", 2016; derived step by step in [`reference`](crate::reference).)
+//! The saved mean is rounded to the element type. `mean(h)` recovers what that took away, from sums that the
+//! first pass takes anyway; so backward sees the same corrected mean as forward, and a mean that another
+//! library computed less well does no harm.
+//!
+//! Rows come in blocks of at most [`BLOCK`]. The first pass over a block takes the three sums of each row. The
+//! second goes over the block in tiles of columns, all rows of the block to a tile, so that a tile's dgamma and
+//! dbeta stay in registers from the first row to the last, and x and dy are found in cache.
+
+use super::forward::Parameters;
+use super::rescue::{self, Rescued};
+use super::stats::CompensatedSum;
+use crate::Element;
+use crate::simd::{Isa, Kernel, Lanes};
+
+/// Rows that go together through the second pass.
+pub(crate) const BLOCK: usize = 8;
+/// 64-byte chunks in a tile of columns: with dgamma and dbeta, half of the registers of AVX2.
+const TILE: usize = 4;
+/// Accumulators for each of the three sums of a row: three times two chains hide the latency of an addition.
+const ACCUMULATORS: usize = 2;
+
+/// Backward over a block of rows.
+#[derive(Debug)]
+pub(crate) struct Backward<'a, T> {
+    pub(crate) parameters: Parameters<'a, T>,
+    /// `rows * width` elements.
+    pub(crate) x: &'a [T],
+    /// As many.
+    pub(crate) dy: &'a [T],
+    /// Of each row.
+    pub(crate) mean: &'a [T],
+    /// Of each row.
+    pub(crate) rstd: &'a [T],
+    /// As many as x, where it is wanted, and whether to add to it.
+    pub(crate) dx: Option<(&'a mut [T], bool)>,
+    /// `width` elements of dgamma and of dbeta, which are added to, where either is wanted.
+    pub(crate) sums: Option<(&'a mut [T], &'a mut [T])>,
+    /// Whether to write dx past the caches.
+    pub(crate) stream: bool,
+}
+
+/// What the second pass needs of a row.
+#[derive(Clone, Copy, Debug)]
+struct Row<T> {
+    mean: T,
+    rstd: T,
+    /// `mean(h)`.
+    correction: T,
+    /// `mean(g)`.
+    mean_g: T,
+    /// `mean(g * xhat)`.
+    mean_product: T,
+    /// Whether all of them are free of overflow and underflow.
+    ordinary: bool,
+}
+
+/// What the second pass does with dx.
+const NO_DX: u8 = 0;
+const OVERWRITE_DX: u8 = 1;
+const ACCUMULATE_DX: u8 = 2;
+
+impl<T: Element> Kernel for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match self.parameters.gamma {
+            Some(gamma) => self.with_gamma::<I, true>(isa, gamma),
+            None => self.with_gamma::<I, false>(isa, &[]),
+        }
+    }
+}
+
+impl<T: Element> Backward<'_, T> {
+    #[inline(always)]
+    fn with_gamma<I: Isa, const GAMMA: bool>(self, isa: I, gamma: &[T]) {
+        match (&self.dx, &self.sums) {
+            (None, None) => {}
+            (None, Some(_)) => self.blocks::<I, GAMMA, NO_DX, true>(isa, gamma),
+            (Some((_, false)), None) => self.blocks::<I, GAMMA, OVERWRITE_DX, false>(isa, gamma),
+            (Some((_, false)), Some(_)) => self.blocks::<I, GAMMA, OVERWRITE_DX, true>(isa, gamma),
+            (Some((_, true)), None) => self.blocks::<I, GAMMA, ACCUMULATE_DX, false>(isa, gamma),
+            (Some((_, true)), Some(_)) => self.blocks::<I, GAMMA, ACCUMULATE_DX, true>(isa, gamma),
+        }
+    }
+
+    #[inline(always)]
+    fn blocks<I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool>(self, isa: I, gamma: &[T]) {
+        let Self { parameters, x, dy, mean, rstd, dx, sums, stream } = self;
+        let width = parameters.width;
+        let dx = dx.map_or(&mut [][..], |(dx, _)| dx);
+        let (dgamma, dbeta) = sums.unwrap_or((&mut [], &mut []));
+        let count = mean.len();
+        let mut first = 0;
+        while first < count {
+            let rows = BLOCK.min(count - first);
+            let mut found = [None; BLOCK];
+            for (i, found) in found.iter_mut().enumerate().take(rows) {
+                let row = first + i;
+                let span = row * width..(row + 1) * width;
+                *found = Some(first_pass::<T, I, GAMMA>(isa, &x[span.clone()], &dy[span], gamma, mean[row], rstd[row]));
+            }
+            let found = found.map(|row| {
+                row.unwrap_or(Row {
+                    mean: T::ZERO,
+                    rstd: T::ZERO,
+                    correction: T::ZERO,
+                    mean_g: T::ZERO,
+                    mean_product: T::ZERO,
+                    ordinary: true,
+                })
+            });
+            // Ordinary rows that follow each other go together, so that sums are added in the order of the rows.
+            let mut start = 0;
+            while start < rows {
+                let span = |rows: std::ops::Range<usize>| (first + rows.start) * width..(first + rows.end) * width;
+                if !found[start].ordinary {
+                    let span = span(start..start + 1);
+                    let dx = if DX == NO_DX { &mut [][..] } else { &mut dx[span.clone()] };
+                    rescued::<T, DX, SUMS>(&parameters, &x[span.clone()], &dy[span], dx, dgamma, dbeta);
+                    start += 1;
+                    continue;
+                }
+                let mut end = start + 1;
+                while end < rows && found[end].ordinary {
+                    end += 1;
+                }
+                let span = span(start..end);
+                let dx = if DX == NO_DX { &mut [][..] } else { &mut dx[span.clone()] };
+                let rows = &found[start..end];
+                SecondPass::<T, I, GAMMA, DX, SUMS> {
+                    isa,
+                    rows,
+                    width,
+                    x: &x[span.clone()],
+                    dy: &dy[span],
+                    dx,
+                    gamma,
+                    dgamma,
+                    dbeta,
+                    stream,
+                }
+                .tiles();
+                start = end;
+            }
+            first += rows;
+        }
+        if stream {
+            isa.fence();
+        }
+    }
+}
+
+/// The sums of a row, and what the second pass makes of them.
+#[inline(always)]
+fn first_pass<T: Element, I: Isa, const GAMMA: bool>(
+    isa: I,
+    x: &[T],
+    dy: &[T],
+    gamma: &[T],
+    mean: T,
+    rstd: T,
+) -> Row<T> {
+    let segment = super::segment::<T>();
+    let [sum_g, sum_h, sum_product] = if x.len() <= segment {
+        row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd).map(T::to_f64)
+    } else {
+        let mut sums = [CompensatedSum::default(); 3];
+        for (i, (x, dy)) in x.chunks(segment).zip(dy.chunks(segment)).enumerate() {
+            let gamma = if GAMMA { &gamma[i * segment..i * segment + x.len()] } else { gamma };
+            let part = row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd);
+            for (sum, part) in sums.iter_mut().zip(part) {
+                sum.add(part.to_f64());
+            }
+        }
+        sums.map(CompensatedSum::value)
+    };
+    let width = x.len() as f64;
+    let correction = sum_h / width;
+    let product = sum_product - correction * sum_g;
+    Row {
+        mean,
+        rstd,
+        correction: T::from_f64(correction),
+        mean_g: T::from_f64(sum_g / width),
+        mean_product: T::from_f64(product / width),
+        ordinary: rescue::is_ordinary_rstd(rstd) && T::from_f64(product.abs() + sum_g.abs()).to_f64().is_finite(),
+    }
+}
+
+/// `sum(g)`, `sum(h)` and `sum(g * h)` over a segment.
+#[inline(always)]
+fn row_sums<T: Element, I: Isa, const GAMMA: bool>(isa: I, x: &[T], dy: &[T], gamma: &[T], mean: T, rstd: T) -> [T; 3] {
+    let (mean, rstd) = (T::Lanes::splat(isa, mean), T::Lanes::splat(isa, rstd));
+    let zero = T::Lanes::splat(isa, T::ZERO);
+    let [mut sum_g, mut sum_h, mut product] = [[zero; ACCUMULATORS]; 3];
+    let (x, x_tail) = T::chunks(x);
+    let (dy, dy_tail) = T::chunks(dy);
+    let (gamma, gamma_tail) = T::chunks(gamma);
+    let dy = &dy[..x.len()];
+    let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
+    for pair in 0..x.len() / ACCUMULATORS {
+        for i in 0..ACCUMULATORS {
+            let chunk = pair * ACCUMULATORS + i;
+            let h = (T::Lanes::load(isa, &x[chunk]) - mean) * rstd;
+            let mut g = T::Lanes::load(isa, &dy[chunk]);
+            if GAMMA {
+                g = g * T::Lanes::load(isa, &gamma[chunk]);
+            }
+            sum_g[i] = sum_g[i] + g;
+            sum_h[i] = sum_h[i] + h;
+            product[i] = g.mul_add(h, product[i]);
+        }
+    }
+    if x.len() % ACCUMULATORS > 0 {
+        let chunk = x.len() - 1;
+        let h = (T::Lanes::load(isa, &x[chunk]) - mean) * rstd;
+        let mut g = T::Lanes::load(isa, &dy[chunk]);
+        if GAMMA {
+            g = g * T::Lanes::load(isa, &gamma[chunk]);
+        }
+        sum_g[0] = sum_g[0] + g;
+        sum_h[0] = sum_h[0] + h;
+        product[0] = g.mul_add(h, product[0]);
+    }
+    if !x_tail.is_empty() {
+        let h = (T::Lanes::load_tail(isa, x_tail, mean) - mean) * rstd;
+        let mut g = T::Lanes::load_tail(isa, dy_tail, zero);
+        if GAMMA {
+            g = g * T::Lanes::load_tail(isa, gamma_tail, zero);
+        }
+        sum_g[1] = sum_g[1] + g;
+        sum_h[1] = sum_h[1] + h;
+        product[1] = g.mul_add(h, product[1]);
+    }
+    [(sum_g[0] + sum_g[1]).sum(), (sum_h[0] + sum_h[1]).sum(), (product[0] + product[1]).sum()]
+}
+
+/// The second pass over ordinary rows that follow each other.
+struct SecondPass<'a, T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> {
+    isa: I,
+    rows: &'a [Row<T>],
+    width: usize,
+    x: &'a [T],
+    dy: &'a [T],
+    dx: &'a mut [T],
+    gamma: &'a [T],
+    dgamma: &'a mut [T],
+    dbeta: &'a mut [T],
+    stream: bool,
+}
+
+impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> SecondPass<'_, T, I, GAMMA, DX, SUMS> {
+    #[inline(always)]
+    fn tiles(mut self) {
+        let mut column = 0;
+        if DX != NO_DX && self.stream {
+            column = super::misaligned(self.dx).min(self.width);
+            self.narrow(0, column);
+        }
+        while column + TILE * T::LANES <= self.width {
+            self.tile::<TILE>(column);
+            column += TILE * T::LANES;
+        }
+        while column + T::LANES <= self.width {
+            self.tile::<1>(column);
+            column += T::LANES;
+        }
+        self.narrow(column, self.width - column);
+    }
+
+    /// `CHUNKS` whole chunks of columns.
+    #[inline(always)]
+    fn tile<const CHUNKS: usize>(&mut self, column: usize) {
+        let isa = self.isa;
+        let end = column + CHUNKS * T::LANES;
+        let zero = T::Lanes::splat(isa, T::ZERO);
+        let mut gamma = [zero; CHUNKS];
+        let mut dgamma = [zero; CHUNKS];
+        let mut dbeta = [zero; CHUNKS];
+        if GAMMA {
+            let chunks = chunks::<T, CHUNKS>(&self.gamma[column..end]);
+            for i in 0..CHUNKS {
+                gamma[i] = T::Lanes::load(isa, &chunks[i]);
+            }
+        }
+        if SUMS {
+            let (a, b) =
+                (chunks::<T, CHUNKS>(&self.dgamma[column..end]), chunks::<T, CHUNKS>(&self.dbeta[column..end]));
+            for i in 0..CHUNKS {
+                dgamma[i] = T::Lanes::load(isa, &a[i]);
+                dbeta[i] = T::Lanes::load(isa, &b[i]);
+            }
+        }
+        for (r, row) in self.rows.iter().enumerate() {
+            let row = Registers::new(isa, row);
+            let span = r * self.width + column..r * self.width + end;
+            let x = chunks::<T, CHUNKS>(&self.x[span.clone()]);
+            let dy = chunks::<T, CHUNKS>(&self.dy[span.clone()]);
+            for i in 0..CHUNKS {
+                let dy = T::Lanes::load(isa, &dy[i]);
+                let xhat = row.xhat(T::Lanes::load(isa, &x[i]));
+                if SUMS {
+                    dgamma[i] = dy.mul_add(xhat, dgamma[i]);
+                    dbeta[i] = dbeta[i] + dy;
+                }
+                if DX != NO_DX {
+                    let dx = &mut chunks_mut::<T, CHUNKS>(&mut self.dx[span.clone()])[i];
+                    let mut value = row.dx(if GAMMA { dy * gamma[i] } else { dy }, xhat);
+                    if DX == ACCUMULATE_DX {
+                        value = value + T::Lanes::load(isa, dx);
+                    }
+                    if self.stream { value.stream(dx) } else { value.store(dx) }
+                }
+            }
+        }
+        if SUMS {
+            let (a, b) = (&mut self.dgamma[column..end], &mut self.dbeta[column..end]);
+            let (a, b) = (chunks_mut::<T, CHUNKS>(a), chunks_mut::<T, CHUNKS>(b));
+            for i in 0..CHUNKS {
+                dgamma[i].store(&mut a[i]);
+                dbeta[i].store(&mut b[i]);
+            }
+        }
+    }
+
+    /// Fewer columns than a register has lanes.
+    #[inline(always)]
+    fn narrow(&mut self, column: usize, columns: usize) {
+        if columns == 0 {
+            return;
+        }
+        let isa = self.isa;
+        let end = column + columns;
+        let zero = T::Lanes::splat(isa, T::ZERO);
+        let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
+        let gamma = if GAMMA { load(&self.gamma[column..end]) } else { zero };
+        let (mut dgamma, mut dbeta) =
+            if SUMS { (load(&self.dgamma[column..end]), load(&self.dbeta[column..end])) } else { (zero, zero) };
+        for (r, row) in self.rows.iter().enumerate() {
+            let row = Registers::new(isa, row);
+            let span = r * self.width + column..r * self.width + end;
+            let dy = load(&self.dy[span.clone()]);
+            let xhat = row.xhat(load(&self.x[span.clone()]));
+            if SUMS {
+                dgamma = dy.mul_add(xhat, dgamma);
+                dbeta = dbeta + dy;
+            }
+            if DX != NO_DX {
+                let dx = &mut self.dx[span];
+                let mut value = row.dx(if GAMMA { dy * gamma } else { dy }, xhat);
+                if DX == ACCUMULATE_DX {
+                    value = value + load(dx);
+                }
+                value.store_tail(dx);
+            }
+        }
+        if SUMS {
+            dgamma.store_tail(&mut self.dgamma[column..end]);
+            dbeta.store_tail(&mut self.dbeta[column..end]);
+        }
+    }
+}
+
+/// A row's coefficients in every lane.
+struct Registers<L> {
+    mean: L,
+    rstd: L,
+    correction: L,
+    mean_g: L,
+    mean_product: L,
+}
+
+impl<L> Registers<L> {
+    #[inline(always)]
+    fn new<T: Element, I: Isa>(isa: I, row: &Row<T>) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        Self {
+            mean: L::splat(isa, row.mean),
+            rstd: L::splat(isa, row.rstd),
+            correction: L::splat(isa, row.correction),
+            mean_g: L::splat(isa, row.mean_g),
+            mean_product: L::splat(isa, row.mean_product),
+        }
+    }
+
+    #[inline(always)]
+    fn xhat<T: Element, I: Isa>(&self, x: L) -> L
+    where
+        L: Lanes<T, I>,
+    {
+        (x - self.mean) * self.rstd - self.correction
+    }
+
+    #[inline(always)]
+    fn dx<T: Element, I: Isa>(&self, g: L, xhat: L) -> L
+    where
+        L: Lanes<T, I>,
+    {
+        xhat.neg_mul_add(self.mean_product, g - self.mean_g) * self.rstd
+    }
+}
+
+/// A slice of exactly so many chunks.
+#[inline(always)]
+fn chunks<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[T::Chunk; CHUNKS] {
+    T::chunks(slice).0.first_chunk().expect("the caller cut as many columns as CHUNKS chunks have")
+}
+
+/// A mutable slice of exactly so many chunks.
+#[inline(always)]
+fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [T::Chunk; CHUNKS] {
+    T::chunks_mut(slice).0.first_chunk_mut().expect("the caller cut as many columns as CHUNKS chunks have")
+}
+
+/// A row outside the ordinary range.
+#[inline(never)]
+fn rescued<T: Element, const DX: u8, const SUMS: bool>(
+    parameters: &Parameters<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    dgamma: &mut [T],
+    dbeta: &mut [T],
+) {
+    let nan = T::from_f64(f64::NAN);
+    let row = Rescued::new(x, parameters.epsilon);
+    if SUMS {
+        for (column, &dy) in dy.iter().enumerate() {
+            let part = row.map_or(nan, |row| row.dgamma(column, dy));
+            dgamma[column] = T::from_f64(dgamma[column].to_f64() + part.to_f64());
+            dbeta[column] = T::from_f64(dbeta[column].to_f64() + dy.to_f64());
+        }
+    }
+    if DX == NO_DX {
+        return;
+    }
+    let value = row.as_ref().and_then(|row| row.dx(dy, parameters.gamma));
+    for (column, dx) in dx.iter_mut().enumerate() {
+        let value = value.as_ref().map_or(nan, |value| value(column));
+        *dx = if DX == ACCUMULATE_DX { T::from_f64(dx.to_f64() + value.to_f64()) } else { value };
+    }
+}

@@ -1,0 +1,195 @@
+//! Forward: `y = gamma * xhat + beta`, with the statistics of [`stats`](super::stats).
+//!
+//! A row is read three times: for its mean, for its variance, and to be normalized. It comes from memory the
+//! first time only, the other two find it in cache. `y` is written once, past the caches where the caller
+//! asks for that.
+
+use super::rescue::{self, Rescued};
+use super::stats::{self, Moments, RowStatistics};
+use crate::Element;
+use crate::simd::{Isa, Kernel, Lanes};
+
+/// What forward needs besides x: the same for all rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parameters<'a, T> {
+    pub(crate) width: usize,
+    /// `width` elements, or none for all ones.
+    pub(crate) gamma: Option<&'a [T]>,
+    /// `width` elements, or none for all zeros.
+    pub(crate) beta: Option<&'a [T]>,
+    pub(crate) epsilon: f64,
+}
+
+/// Forward over a block of rows.
+#[derive(Debug)]
+pub(crate) struct Forward<'a, T> {
+    pub(crate) parameters: Parameters<'a, T>,
+    /// `rows * width` elements.
+    pub(crate) x: &'a [T],
+    /// As many.
+    pub(crate) y: &'a mut [T],
+    /// The mean of each row, where it is wanted.
+    pub(crate) mean: Option<&'a mut [T]>,
+    /// `rstd` of each row, where it is wanted.
+    pub(crate) rstd: Option<&'a mut [T]>,
+    /// Whether to write y past the caches.
+    pub(crate) stream: bool,
+    /// Room for the moments of the segments of one row.
+    pub(crate) segments: &'a mut Vec<Moments>,
+}
+
+impl<T: Element> Kernel for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match (self.parameters.gamma, self.parameters.beta) {
+            (Some(gamma), Some(beta)) => self.rows::<I, true, true>(isa, gamma, beta),
+            (Some(gamma), None) => self.rows::<I, true, false>(isa, gamma, &[]),
+            (None, Some(beta)) => self.rows::<I, false, true>(isa, &[], beta),
+            (None, None) => self.rows::<I, false, false>(isa, &[], &[]),
+        }
+    }
+}
+
+impl<T: Element> Forward<'_, T> {
+    #[inline(always)]
+    fn rows<I: Isa, const GAMMA: bool, const BETA: bool>(mut self, isa: I, gamma: &[T], beta: &[T]) {
+        let Parameters { width, epsilon, .. } = self.parameters;
+        for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
+            let found = row_statistics(isa, x, self.segments);
+            let variance = found.variance + epsilon;
+            let (mean, rstd) = if rescue::is_ordinary::<T>(variance) {
+                let rstd = T::from_f64(1.0 / variance.sqrt());
+                Normalize::<T, I, GAMMA, BETA>::new(isa, &found, rstd, self.stream).row(x, y, gamma, beta);
+                (found.rounded_mean(), rstd)
+            } else {
+                rescued(&self.parameters, x, y)
+            };
+            if let Some(means) = &mut self.mean {
+                means[row] = mean;
+            }
+            if let Some(rstds) = &mut self.rstd {
+                rstds[row] = rstd;
+            }
+        }
+        if self.stream {
+            isa.fence();
+        }
+    }
+}
+
+/// The statistics of a row of any width.
+#[inline(always)]
+pub(super) fn row_statistics<T: Element, I: Isa>(isa: I, x: &[T], segments: &mut Vec<Moments>) -> RowStatistics<T> {
+    if x.len() <= super::segment::<T>() {
+        return RowStatistics::from_segment(stats::moments(isa, x));
+    }
+    segments.clear();
+    for segment in x.chunks(super::segment::<T>()) {
+        segments.push(stats::moments(isa, segment));
+    }
+    RowStatistics::from_segments(segments)
+}
+
+/// The row outside the ordinary range; its mean and `rstd`.
+#[inline(never)]
+fn rescued<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T]) -> (T, T) {
+    match Rescued::new(x, parameters.epsilon) {
+        Some(row) => {
+            row.normalize(parameters.gamma, parameters.beta, y);
+            (row.mean(), row.rstd())
+        }
+        None => {
+            let nan = T::from_f64(f64::NAN);
+            y.fill(nan);
+            (nan, nan)
+        }
+    }
+}
+
+/// The last pass over a row: `((x - mean) - correction) * rstd * gamma + beta`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Normalize<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> {
+    isa: I,
+    mean: T::Lanes<I>,
+    correction: T::Lanes<I>,
+    rstd: T::Lanes<I>,
+    stream: bool,
+}
+
+impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GAMMA, BETA> {
+    #[inline(always)]
+    pub(crate) fn new(isa: I, row: &RowStatistics<T>, rstd: T, stream: bool) -> Self {
+        Self {
+            isa,
+            mean: T::Lanes::splat(isa, row.mean),
+            correction: T::Lanes::splat(isa, T::from_f64(row.correction)),
+            rstd: T::Lanes::splat(isa, rstd),
+            stream,
+        }
+    }
+
+    /// A row, or a piece of one with the same piece of gamma and beta.
+    #[inline(always)]
+    pub(crate) fn row(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
+        if !self.stream {
+            return self.span::<false>(x, y, gamma, beta);
+        }
+        // Streaming stores want y aligned; the elements before that go through the caches.
+        let head = super::misaligned(y);
+        let (x_head, x) = x.split_at(head);
+        let (y_head, y) = y.split_at_mut(head);
+        let (gamma_head, gamma) = if GAMMA { gamma.split_at(head) } else { (gamma, gamma) };
+        let (beta_head, beta) = if BETA { beta.split_at(head) } else { (beta, beta) };
+        self.tail(x_head, y_head, gamma_head, beta_head);
+        self.span::<true>(x, y, gamma, beta);
+    }
+
+    #[inline(always)]
+    fn span<const STREAM: bool>(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
+        let isa = self.isa;
+        let (x, x_tail) = T::chunks(x);
+        let (y, y_tail) = T::chunks_mut(y);
+        let (gamma, gamma_tail) = T::chunks(gamma);
+        let (beta, beta_tail) = T::chunks(beta);
+        let y = &mut y[..x.len()];
+        let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
+        let beta = if BETA { &beta[..x.len()] } else { beta };
+        for i in 0..x.len() {
+            let mut value = self.normalized(T::Lanes::load(isa, &x[i]));
+            if GAMMA && BETA {
+                value = value.mul_add(T::Lanes::load(isa, &gamma[i]), T::Lanes::load(isa, &beta[i]));
+            } else if GAMMA {
+                value = value * T::Lanes::load(isa, &gamma[i]);
+            } else if BETA {
+                value = value + T::Lanes::load(isa, &beta[i]);
+            }
+            if STREAM { value.stream(&mut y[i]) } else { value.store(&mut y[i]) }
+        }
+        self.tail(x_tail, y_tail, gamma_tail, beta_tail);
+    }
+
+    /// Fewer elements than a register has.
+    #[inline(always)]
+    fn tail(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
+        if x.is_empty() {
+            return;
+        }
+        let load = |values: &[T]| T::Lanes::load_tail(self.isa, values, self.mean);
+        let mut value = self.normalized(load(x));
+        if GAMMA && BETA {
+            value = value.mul_add(load(gamma), load(beta));
+        } else if GAMMA {
+            value = value * load(gamma);
+        } else if BETA {
+            value = value + load(beta);
+        }
+        value.store_tail(y);
+    }
+
+    #[inline(always)]
+    fn normalized(self, x: T::Lanes<I>) -> T::Lanes<I> {
+        ((x - self.mean) - self.correction) * self.rstd
+    }
+}

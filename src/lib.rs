@@ -1,0 +1,18 @@
+//! LayerNorm for the CPU, forward and backward, and a finite-difference gradient checker for any operation.
+
+mod driver;
+mod element;
+mod error;
+mod kernel;
+mod layer_norm;
+pub mod roofline;
+mod rows;
+mod simd;
+
+pub use element::Element;
+pub use error::Error;
+pub use layer_norm::{
+    GradientMut, Gradients, GradientsMut, LayerNorm, LayerNormCache, Statistics, StatisticsMut, layer_norm,
+    layer_norm_backward,
+};
+pub use simd::Backend;

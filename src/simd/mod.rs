@@ -1,0 +1,83 @@
+//! What a register is: 64 bytes of elements, on every instruction set.
+//!
+//! An [`Isa`] is a token. To hold one is the proof that this CPU has the instruction set, because only
+//! detection hands them out. A [`Lanes`] value carries its token, so that arithmetic on it is safe to
+//! call and reads like arithmetic.
+//!
+//! Every backend has the same logical register: 16 `f32` or 8 `f64`, be it four xmm, two ymm, one zmm
+//! or an array. Kernels see one lane count, sums are taken in one fixed order, and so backends with
+//! fused multiply-add agree to the last bit.
+
+mod backend;
+pub(crate) mod model;
+pub(crate) mod portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
+
+pub use backend::Backend;
+
+use crate::element::Vectorized;
+use std::fmt::Debug;
+use std::ops::{Add, Mul, Sub};
+
+/// Proof that the CPU has an instruction set, and the registers that go with it.
+pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
+    /// 16 `f32`.
+    type F32: Lanes<f32, Self>;
+    /// 8 `f64`.
+    type F64: Lanes<f64, Self>;
+
+    /// Runs a kernel compiled for this instruction set.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// Makes streaming stores visible to other threads, before a result is handed on.
+    fn fence(self) {}
+}
+
+/// A piece of work that is compiled once for each instruction set.
+///
+/// `run` and everything that it calls, down to the operations of [`Lanes`], is `#[inline(always)]`: only
+/// then is it compiled with the instruction set's target features.
+pub(crate) trait Kernel {
+    /// What the work gives.
+    type Output;
+
+    /// Does the work.
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// 64 bytes of elements in registers.
+pub(crate) trait Lanes<E: Vectorized, I: Isa>:
+    Copy + Debug + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
+{
+    /// `value` in every lane.
+    fn splat(isa: I, value: E) -> Self;
+
+    /// Reads 64 bytes, at any alignment.
+    fn load(isa: I, chunk: &E::Chunk) -> Self;
+
+    /// Reads fewer elements than a register has; the other lanes are those of `fill`.
+    fn load_tail(isa: I, tail: &[E], fill: Self) -> Self;
+
+    /// Writes 64 bytes, at any alignment.
+    fn store(self, chunk: &mut E::Chunk);
+
+    /// Writes the first lanes to a slice shorter than a register.
+    fn store_tail(self, tail: &mut [E]);
+
+    /// Writes 64 bytes past the caches where `chunk` is aligned to 64 bytes and the CPU can; else like
+    /// [`store`](Self::store).
+    #[inline(always)]
+    fn stream(self, chunk: &mut E::Chunk) {
+        self.store(chunk);
+    }
+
+    /// `self * factor + addend`, with one rounding wherever the hardware has it.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+
+    /// `addend - self * factor`, likewise.
+    fn neg_mul_add(self, factor: Self, addend: Self) -> Self;
+
+    /// The sum over the lanes: the upper half is added to the lower half until one lane is left.
+    fn sum(self) -> E;
+}

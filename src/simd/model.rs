@@ -1,0 +1,95 @@
+//! [`Lanes`] on plain arrays: the executable specification that every backend is tested against.
+//!
+//! It is slow (a fused multiply-add is a library call on a baseline build) and obvious, one lane after
+//! the other.
+
+use super::{Isa, Kernel, Lanes};
+use std::ops::{Add, Mul, Sub};
+
+/// The instruction set that every CPU has: none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Model;
+
+impl Isa for Model {
+    type F32 = Array<f32, 16>;
+    type F64 = Array<f64, 8>;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
+
+/// A logical register as an array.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Array<E, const N: usize>([E; N]);
+
+macro_rules! model_lanes {
+    ($element:ident, $lanes:literal) => {
+        impl Add for Array<$element, $lanes> {
+            type Output = Self;
+            fn add(self, other: Self) -> Self {
+                Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
+            }
+        }
+
+        impl Sub for Array<$element, $lanes> {
+            type Output = Self;
+            fn sub(self, other: Self) -> Self {
+                Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
+            }
+        }
+
+        impl Mul for Array<$element, $lanes> {
+            type Output = Self;
+            fn mul(self, other: Self) -> Self {
+                Self(std::array::from_fn(|lane| self.0[lane] * other.0[lane]))
+            }
+        }
+
+        impl Lanes<$element, Model> for Array<$element, $lanes> {
+            fn splat(_: Model, value: $element) -> Self {
+                Self([value; $lanes])
+            }
+
+            fn load(_: Model, chunk: &[$element; $lanes]) -> Self {
+                Self(*chunk)
+            }
+
+            fn load_tail(_: Model, tail: &[$element], fill: Self) -> Self {
+                Self(std::array::from_fn(|lane| *tail.get(lane).unwrap_or(&fill.0[lane])))
+            }
+
+            fn store(self, chunk: &mut [$element; $lanes]) {
+                *chunk = self.0;
+            }
+
+            fn store_tail(self, tail: &mut [$element]) {
+                tail.copy_from_slice(&self.0[..tail.len()]);
+            }
+
+            fn mul_add(self, factor: Self, addend: Self) -> Self {
+                Self(std::array::from_fn(|lane| self.0[lane].mul_add(factor.0[lane], addend.0[lane])))
+            }
+
+            fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+                Self(std::array::from_fn(|lane| (-self.0[lane]).mul_add(factor.0[lane], addend.0[lane])))
+            }
+
+            fn sum(self) -> $element {
+                let mut lanes = self.0;
+                let mut half = $lanes / 2;
+                while half > 0 {
+                    for lane in 0..half {
+                        lanes[lane] += lanes[lane + half];
+                    }
+                    half /= 2;
+                }
+                lanes[0]
+            }
+        }
+    };
+}
+
+model_lanes!(f32, 16);
+model_lanes!(f64, 8);

@@ -1,0 +1,81 @@
+//! [`Lanes`] on `wide`: SSE2, NEON, WebAssembly SIMD, or whatever else the crate was compiled for.
+//!
+//! `wide` chooses its instructions when the crate is compiled. A baseline x86-64 build gets SSE2, where
+//! a fused multiply-add rounds twice; a build for an FMA target gives the same bits as the other backends.
+
+use super::{Isa, Kernel, Lanes};
+use wide::{f32x16, f64x8};
+
+/// What the crate was compiled for: every CPU that can run it at all has that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+impl Isa for Portable {
+    type F32 = f32x16;
+    type F64 = f64x8;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
+
+macro_rules! portable_lanes {
+    ($register:ident, $element:ident, $lanes:literal) => {
+        impl Lanes<$element, Portable> for $register {
+            #[inline(always)]
+            fn splat(_: Portable, value: $element) -> Self {
+                Self::splat(value)
+            }
+
+            #[inline(always)]
+            fn load(_: Portable, chunk: &[$element; $lanes]) -> Self {
+                Self::new(*chunk)
+            }
+
+            #[inline(always)]
+            fn load_tail(_: Portable, tail: &[$element], fill: Self) -> Self {
+                let mut chunk = fill.to_array();
+                chunk[..tail.len()].copy_from_slice(tail);
+                Self::new(chunk)
+            }
+
+            #[inline(always)]
+            fn store(self, chunk: &mut [$element; $lanes]) {
+                *chunk = self.to_array();
+            }
+
+            #[inline(always)]
+            fn store_tail(self, tail: &mut [$element]) {
+                tail.copy_from_slice(&self.to_array()[..tail.len()]);
+            }
+
+            #[inline(always)]
+            fn mul_add(self, factor: Self, addend: Self) -> Self {
+                Self::mul_add(self, factor, addend)
+            }
+
+            #[inline(always)]
+            fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+                Self::mul_neg_add(self, factor, addend)
+            }
+
+            #[inline(always)]
+            fn sum(self) -> $element {
+                // `reduce_add` adds in an order that depends on the build.
+                let mut lanes = self.to_array();
+                let mut half = $lanes / 2;
+                while half > 0 {
+                    for lane in 0..half {
+                        lanes[lane] += lanes[lane + half];
+                    }
+                    half /= 2;
+                }
+                lanes[0]
+            }
+        }
+    };
+}
+
+portable_lanes!(f32x16, f32, 16);
+portable_lanes!(f64x8, f64, 8);

@@ -1,0 +1,117 @@
+//! AVX-512: a logical register is one zmm; tails are masked.
+
+use crate::simd::{Isa, Kernel, Lanes};
+
+macro_rules! avx512_features {
+    ($macro:ident! { $($rest:tt)* }) => {
+        $macro! { ["avx512f" "avx512dq" "avx512bw" "avx512vl" "avx2" "fma"] $($rest)* }
+    };
+}
+
+avx512_features! { token! {
+    /// Proof that the CPU has AVX-512 (F, DQ, BW, VL) and FMA.
+    Avx512 { f32: F32x16, f64: F64x8 }
+} }
+
+register!(F32x16(std::arch::x86_64::__m512), Avx512, f32, 16, f32x16);
+
+mod f32x16 {
+    use super::Avx512;
+    use std::arch::x86_64::*;
+
+    avx512_features! { functions! { Avx512 as isa;
+        fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
+        fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+        fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fnmadd_ps(a, b, c) }
+        fn load(chunk: &[f32; 16]) -> __m512 {
+            // SAFETY: the reference is to 64 readable bytes, and the load asks for no alignment.
+            unsafe { _mm512_loadu_ps(chunk.as_ptr()) }
+        }
+        fn load_tail(tail: &[f32], fill: __m512) -> __m512 {
+            let mask = first(tail.len());
+            // SAFETY: the mask covers at most the slice's elements; others are not touched.
+            unsafe { _mm512_mask_loadu_ps(fill, mask, tail.as_ptr()) }
+        }
+        fn store(a: __m512, chunk: &mut [f32; 16]) {
+            // SAFETY: the reference is to 64 writable bytes, and the store asks for no alignment.
+            unsafe { _mm512_storeu_ps(chunk.as_mut_ptr(), a) }
+        }
+        fn store_tail(a: __m512, tail: &mut [f32]) {
+            let mask = first(tail.len());
+            // SAFETY: the mask covers at most the slice's elements; others are not touched.
+            unsafe { _mm512_mask_storeu_ps(tail.as_mut_ptr(), mask, a) }
+        }
+        fn stream(a: __m512, chunk: &mut [f32; 16]) {
+            assert!(chunk.as_ptr().addr() % 64 == 0);
+            // SAFETY: the reference is to 64 writable bytes, aligned as just asserted; `Isa::fence` orders
+            // the store before the result is handed to another thread.
+            unsafe { _mm512_stream_ps(chunk.as_mut_ptr(), a) }
+        }
+        fn sum(a: __m512) -> f32 {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    } }
+
+    /// The mask of the first `len` lanes; of all where `len` is more.
+    #[inline(always)]
+    fn first(len: usize) -> __mmask16 {
+        ((1_u32 << len.min(16)) - 1) as __mmask16
+    }
+}
+
+register!(F64x8(std::arch::x86_64::__m512d), Avx512, f64, 8, f64x8);
+
+mod f64x8 {
+    use super::Avx512;
+    use std::arch::x86_64::*;
+
+    avx512_features! { functions! { Avx512 as isa;
+        fn splat(value: f64) -> __m512d { _mm512_set1_pd(value) }
+        fn add(a: __m512d, b: __m512d) -> __m512d { _mm512_add_pd(a, b) }
+        fn sub(a: __m512d, b: __m512d) -> __m512d { _mm512_sub_pd(a, b) }
+        fn mul(a: __m512d, b: __m512d) -> __m512d { _mm512_mul_pd(a, b) }
+        fn mul_add(a: __m512d, b: __m512d, c: __m512d) -> __m512d { _mm512_fmadd_pd(a, b, c) }
+        fn neg_mul_add(a: __m512d, b: __m512d, c: __m512d) -> __m512d { _mm512_fnmadd_pd(a, b, c) }
+        fn load(chunk: &[f64; 8]) -> __m512d {
+            // SAFETY: the reference is to 64 readable bytes, and the load asks for no alignment.
+            unsafe { _mm512_loadu_pd(chunk.as_ptr()) }
+        }
+        fn load_tail(tail: &[f64], fill: __m512d) -> __m512d {
+            let mask = first(tail.len());
+            // SAFETY: the mask covers at most the slice's elements; others are not touched.
+            unsafe { _mm512_mask_loadu_pd(fill, mask, tail.as_ptr()) }
+        }
+        fn store(a: __m512d, chunk: &mut [f64; 8]) {
+            // SAFETY: the reference is to 64 writable bytes, and the store asks for no alignment.
+            unsafe { _mm512_storeu_pd(chunk.as_mut_ptr(), a) }
+        }
+        fn store_tail(a: __m512d, tail: &mut [f64]) {
+            let mask = first(tail.len());
+            // SAFETY: the mask covers at most the slice's elements; others are not touched.
+            unsafe { _mm512_mask_storeu_pd(tail.as_mut_ptr(), mask, a) }
+        }
+        fn stream(a: __m512d, chunk: &mut [f64; 8]) {
+            assert!(chunk.as_ptr().addr() % 64 == 0);
+            // SAFETY: the reference is to 64 writable bytes, aligned as just asserted; `Isa::fence` orders
+            // the store before the result is handed to another thread.
+            unsafe { _mm512_stream_pd(chunk.as_mut_ptr(), a) }
+        }
+        fn sum(a: __m512d) -> f64 {
+            let four = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd::<1>(a));
+            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    } }
+
+    /// The mask of the first `len` lanes; of all where `len` is more.
+    #[inline(always)]
+    fn first(len: usize) -> __mmask8 {
+        ((1_u32 << len.min(8)) - 1) as __mmask8
+    }
+}
