@@ -1,5 +1,6 @@
 //! The number types that the kernels take, and what each is computed in.
 
+use crate::kernel::wide::{Double, Wide};
 use crate::simd::{Isa, Lanes};
 
 /// A floating-point type that the kernels take: [`f32`] or [`f64`].
@@ -40,6 +41,10 @@ pub(crate) trait Vectorized: Sized + 'static {
     type Chunk: Copy + AsRef<[Self]> + AsMut<[Self]> + 'static;
     /// 64 bytes of elements in registers.
     type Lanes<I: Isa>: Lanes<Self, I>;
+    /// A number with at least twice the digits.
+    type Wide: Wide + std::fmt::Debug;
+    /// Whether squares of elements can be out of the range of `f64`.
+    const HAS_WIDE_RANGE: bool;
     /// Elements in 64 bytes.
     const LANES: usize;
     /// Zero.
@@ -53,7 +58,7 @@ pub(crate) trait Vectorized: Sized + 'static {
 }
 
 macro_rules! element {
-    ($type:ident, $name:literal, $lanes:literal, $isa_lanes:ident) => {
+    ($type:ident, $name:literal, $lanes:literal, $isa_lanes:ident, $wide:ident, $has_wide_range:literal) => {
         impl Element for $type {
             const NAME: &'static str = $name;
             const UNIT_ROUNDOFF: f64 = $type::EPSILON as f64 / 2.0;
@@ -72,6 +77,8 @@ macro_rules! element {
         impl Vectorized for $type {
             type Chunk = [Self; $lanes];
             type Lanes<I: Isa> = I::$isa_lanes;
+            type Wide = $wide;
+            const HAS_WIDE_RANGE: bool = $has_wide_range;
             const LANES: usize = $lanes;
             const ZERO: Self = 0.0;
 
@@ -88,5 +95,5 @@ macro_rules! element {
     };
 }
 
-element!(f32, "f32", 16, F32);
-element!(f64, "f64", 8, F64);
+element!(f32, "f32", 16, F32, f64, false);
+element!(f64, "f64", 8, F64, Double, true);

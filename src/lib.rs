@@ -5,6 +5,7 @@ mod element;
 mod error;
 mod kernel;
 mod layer_norm;
+pub mod reference;
 pub mod roofline;
 mod rows;
 mod simd;

@@ -1,9 +1,8 @@
 //! Backward over all rows, and the sums of the parameter gradients.
 //!
-//! Rows are cut into at most [`PARTIALS`] parts of whole groups of [`GROUP`] rows. Each part sums its groups, one
-//! after the other, into dgamma and dbeta of its own; the parts are then added in a tree. A group's sum is the
-//! only one taken row by row, so that the rounding error grows with the square root of the rows at
-//! worst, and by few steps of it.
+//! Rows are cut into at most [`PARTS`] parts of whole groups of [`GROUP`] rows. The kernel sums a group in blocks of
+//! rows, a part adds up its groups with a compensated sum, and the parts are added in a tree: no running sum is so
+//! long that its rounding errors, all of one sign where rows are alike, could add up to much.
 
 use crate::Element;
 use crate::kernel::backward::Backward;
@@ -12,12 +11,12 @@ use crate::kernel::reduce::AddInto;
 use crate::rows::Rows;
 use crate::simd::Backend;
 
-/// Parts that have parameter gradients of their own, at most. With the sums of the groups that are under way, no
-/// more than twice as many are alive at any time.
-const PARTIALS: usize = 32;
+/// Parts that have parameter gradients of their own, at most. A part under way has two more sets, so that no more than 64
+/// are alive at any time.
+const PARTS: usize = 21;
 
-/// Rows whose parameter gradients are summed row by row.
-const GROUP: usize = 64;
+/// Rows whose parameter gradients the kernel sums.
+const GROUP: usize = 128;
 
 /// Bytes of x for which a part is worth its own parameter gradients.
 const PART_BYTES: usize = 256 << 10;
@@ -49,7 +48,7 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, T>, wants_sums: bool) ->
         job.split(0, task, parallel, None);
         return None;
     }
-    let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTIALS);
+    let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTS);
     let part = rows.div_ceil(parts).next_multiple_of(GROUP).max(GROUP);
     let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * 2 * width];
     let backend = job.backend;
@@ -61,15 +60,29 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, T>, wants_sums: bool) ->
 
 /// Adds all parts of `len` elements into the first: neighbours first, then pairs of neighbours, and so on.
 fn add_parts<T: Element>(backend: Backend, parts: &mut [T], len: usize) {
+    if parts.len() == len {
+        return;
+    }
+    let mut lost = vec![T::ZERO; len];
     let mut step = len;
     while step < parts.len() {
         for pair in parts.chunks_mut(2 * step) {
             if pair.len() > step {
                 let (total, part) = pair.split_at_mut(step);
-                backend.run(AddInto { total: &mut total[..len], part: &part[..len] });
+                backend.run(AddInto { total: &mut total[..len], lost: &mut lost, part: &part[..len] });
             }
         }
         step *= 2;
+    }
+    add_lost(&mut parts[..len], &lost);
+}
+
+/// Gives back to sums what rounding took; an infinite sum stays what it is (its rounding error is NaN).
+fn add_lost<T: Element>(total: &mut [T], lost: &[T]) {
+    for (total, lost) in total.iter_mut().zip(lost) {
+        if total.to_f64().is_finite() {
+            *total = T::from_f64(total.to_f64() + lost.to_f64());
+        }
     }
 }
 
@@ -109,16 +122,14 @@ impl<T: Element> BackwardJob<'_, T> {
         let rows = mean.len();
         let in_place = sums.is_none() && x.is_contiguous() && dy.is_contiguous();
         let step = if in_place { rows.max(1) } else { GROUP };
-        let (mut x_gathered, mut dy_gathered, mut group_sums) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut x_gathered, mut dy_gathered) = (Vec::new(), Vec::new());
+        // The sums of one group, and what adding them up lost; the first group is summed in place.
+        let scratch = if sums.is_some() && rows > step { 2 * width } else { 0 };
+        let [mut group, mut lost] = [(); 2].map(|()| vec![T::ZERO; scratch]);
         for start in (0..rows).step_by(step) {
             let end = rows.min(start + step);
             let span = start * width..end * width;
-            let is_first = start == 0;
-            if let (Some(_), false) = (&sums, is_first) {
-                group_sums.clear();
-                group_sums.resize(2 * width, T::ZERO);
-            }
-            let target = sums.as_deref_mut().map(|sums| if is_first { sums } else { &mut group_sums[..] });
+            let target = sums.as_deref_mut().map(|sums| if start == 0 { sums } else { &mut group[..] });
             backend.run(Backward {
                 parameters,
                 x: x.block(first + start..first + end, &mut x_gathered),
@@ -129,9 +140,13 @@ impl<T: Element> BackwardJob<'_, T> {
                 sums: target.map(|sums| sums.split_at_mut(width)),
                 stream,
             });
-            if let (Some(sums), false) = (sums.as_deref_mut(), is_first) {
-                backend.run(AddInto { total: sums, part: &group_sums });
+            if let (Some(sums), true) = (sums.as_deref_mut(), start > 0) {
+                backend.run(AddInto { total: sums, lost: &mut lost, part: &group });
+                group.fill(T::ZERO);
             }
+        }
+        if let Some(sums) = sums {
+            add_lost(sums, &lost);
         }
     }
 }

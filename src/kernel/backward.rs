@@ -18,9 +18,10 @@
 //! second goes over the block in tiles of columns, all rows of the block to a tile, so that a tile's dgamma and
 //! dbeta stay in registers from the first row to the last, and x and dy are found in cache.
 
+use super::careful::{self, CarefulRow};
 use super::forward::Parameters;
-use super::rescue::{self, Rescued};
 use super::stats::CompensatedSum;
+use super::wide::Wide;
 use crate::Element;
 use crate::simd::{Isa, Kernel, Lanes};
 
@@ -30,6 +31,8 @@ pub(crate) const BLOCK: usize = 8;
 const TILE: usize = 4;
 /// Accumulators for each of the three sums of a row: three times two chains hide the latency of an addition.
 const ACCUMULATORS: usize = 2;
+/// Pairs of chunks after which the accumulators are emptied into a total: see `stats`.
+const RUN: usize = 16;
 
 /// Backward over a block of rows.
 #[derive(Debug)]
@@ -58,8 +61,8 @@ struct Row<T> {
     rstd: T,
     /// `mean(h)`.
     correction: T,
-    /// `mean(g)`.
-    mean_g: T,
+    /// `-mean(g)`.
+    minus_mean_g: T,
     /// `mean(g * xhat)`.
     mean_product: T,
     /// Whether all of them are free of overflow and underflow.
@@ -103,6 +106,9 @@ impl<T: Element> Backward<'_, T> {
         let dx = dx.map_or(&mut [][..], |(dx, _)| dx);
         let (dgamma, dbeta) = sums.unwrap_or((&mut [], &mut []));
         let count = mean.len();
+        if width < careful::NARROW {
+            return narrow_rows::<T, DX, SUMS>(&parameters, x, dy, dx, dgamma, dbeta);
+        }
         let mut first = 0;
         while first < count {
             let rows = BLOCK.min(count - first);
@@ -117,7 +123,7 @@ impl<T: Element> Backward<'_, T> {
                     mean: T::ZERO,
                     rstd: T::ZERO,
                     correction: T::ZERO,
-                    mean_g: T::ZERO,
+                    minus_mean_g: T::ZERO,
                     mean_product: T::ZERO,
                     ordinary: true,
                 })
@@ -129,7 +135,7 @@ impl<T: Element> Backward<'_, T> {
                 if !found[start].ordinary {
                     let span = span(start..start + 1);
                     let dx = if DX == NO_DX { &mut [][..] } else { &mut dx[span.clone()] };
-                    rescued::<T, DX, SUMS>(&parameters, &x[span.clone()], &dy[span], dx, dgamma, dbeta);
+                    rescued_row::<T, DX, SUMS>(&parameters, &x[span.clone()], &dy[span], dx, dgamma, dbeta);
                     start += 1;
                     continue;
                 }
@@ -175,14 +181,14 @@ fn first_pass<T: Element, I: Isa, const GAMMA: bool>(
 ) -> Row<T> {
     let segment = super::segment::<T>();
     let [sum_g, sum_h, sum_product] = if x.len() <= segment {
-        row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd).map(T::to_f64)
+        row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd)
     } else {
         let mut sums = [CompensatedSum::default(); 3];
         for (i, (x, dy)) in x.chunks(segment).zip(dy.chunks(segment)).enumerate() {
             let gamma = if GAMMA { &gamma[i * segment..i * segment + x.len()] } else { gamma };
             let part = row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd);
             for (sum, part) in sums.iter_mut().zip(part) {
-                sum.add(part.to_f64());
+                sum.add(part);
             }
         }
         sums.map(CompensatedSum::value)
@@ -194,46 +200,77 @@ fn first_pass<T: Element, I: Isa, const GAMMA: bool>(
         mean,
         rstd,
         correction: T::from_f64(correction),
-        mean_g: T::from_f64(sum_g / width),
+        minus_mean_g: T::from_f64(-sum_g / width),
         mean_product: T::from_f64(product / width),
-        ordinary: rescue::is_ordinary_rstd(rstd) && T::from_f64(product.abs() + sum_g.abs()).to_f64().is_finite(),
+        ordinary: careful::is_ordinary_rstd(rstd) && T::from_f64(product.abs() + sum_g.abs()).to_f64().is_finite(),
+    }
+}
+
+/// `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
+#[derive(Clone, Copy)]
+struct RowSums<L> {
+    g: L,
+    h: L,
+    product: L,
+}
+
+impl<L: std::ops::Add<Output = L>> std::ops::Add for RowSums<L> {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self { g: self.g + other.g, h: self.h + other.h, product: self.product + other.product }
+    }
+}
+
+impl<L> RowSums<L> {
+    #[inline(always)]
+    fn plus<T: Element, I: Isa>(self, g: L, h: L) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        Self { g: self.g + g, h: self.h + h, product: g.mul_add(h, self.product) }
     }
 }
 
 /// `sum(g)`, `sum(h)` and `sum(g * h)` over a segment.
 #[inline(always)]
-fn row_sums<T: Element, I: Isa, const GAMMA: bool>(isa: I, x: &[T], dy: &[T], gamma: &[T], mean: T, rstd: T) -> [T; 3] {
+fn row_sums<T: Element, I: Isa, const GAMMA: bool>(
+    isa: I,
+    x: &[T],
+    dy: &[T],
+    gamma: &[T],
+    mean: T,
+    rstd: T,
+) -> [f64; 3] {
     let (mean, rstd) = (T::Lanes::splat(isa, mean), T::Lanes::splat(isa, rstd));
     let zero = T::Lanes::splat(isa, T::ZERO);
-    let [mut sum_g, mut sum_h, mut product] = [[zero; ACCUMULATORS]; 3];
+    let none = RowSums { g: zero, h: zero, product: zero };
+    let mut total = none;
     let (x, x_tail) = T::chunks(x);
     let (dy, dy_tail) = T::chunks(dy);
     let (gamma, gamma_tail) = T::chunks(gamma);
     let dy = &dy[..x.len()];
     let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
-    for pair in 0..x.len() / ACCUMULATORS {
-        for i in 0..ACCUMULATORS {
-            let chunk = pair * ACCUMULATORS + i;
-            let h = (T::Lanes::load(isa, &x[chunk]) - mean) * rstd;
-            let mut g = T::Lanes::load(isa, &dy[chunk]);
-            if GAMMA {
-                g = g * T::Lanes::load(isa, &gamma[chunk]);
+    let mut first = 0;
+    while first < x.len() {
+        let end = x.len().min(first + RUN * ACCUMULATORS);
+        let mut sums = [none; ACCUMULATORS];
+        for pair in 0..(end - first).div_ceil(ACCUMULATORS) {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let chunk = first + pair * ACCUMULATORS + i;
+                if chunk < end {
+                    let h = (T::Lanes::load(isa, &x[chunk]) - mean) * rstd;
+                    let mut g = T::Lanes::load(isa, &dy[chunk]);
+                    if GAMMA {
+                        g = g * T::Lanes::load(isa, &gamma[chunk]);
+                    }
+                    *sums = sums.plus(g, h);
+                }
             }
-            sum_g[i] = sum_g[i] + g;
-            sum_h[i] = sum_h[i] + h;
-            product[i] = g.mul_add(h, product[i]);
         }
-    }
-    if x.len() % ACCUMULATORS > 0 {
-        let chunk = x.len() - 1;
-        let h = (T::Lanes::load(isa, &x[chunk]) - mean) * rstd;
-        let mut g = T::Lanes::load(isa, &dy[chunk]);
-        if GAMMA {
-            g = g * T::Lanes::load(isa, &gamma[chunk]);
-        }
-        sum_g[0] = sum_g[0] + g;
-        sum_h[0] = sum_h[0] + h;
-        product[0] = g.mul_add(h, product[0]);
+        total = total + (sums[0] + sums[1]);
+        first = end;
     }
     if !x_tail.is_empty() {
         let h = (T::Lanes::load_tail(isa, x_tail, mean) - mean) * rstd;
@@ -241,11 +278,9 @@ fn row_sums<T: Element, I: Isa, const GAMMA: bool>(isa: I, x: &[T], dy: &[T], ga
         if GAMMA {
             g = g * T::Lanes::load_tail(isa, gamma_tail, zero);
         }
-        sum_g[1] = sum_g[1] + g;
-        sum_h[1] = sum_h[1] + h;
-        product[1] = g.mul_add(h, product[1]);
+        total = total.plus(g, h);
     }
-    [(sum_g[0] + sum_g[1]).sum(), (sum_h[0] + sum_h[1]).sum(), (product[0] + product[1]).sum()]
+    [total.g.sum(), total.h.sum(), total.product.sum()]
 }
 
 /// The second pass over ordinary rows that follow each other.
@@ -296,14 +331,6 @@ impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> Seco
                 gamma[i] = T::Lanes::load(isa, &chunks[i]);
             }
         }
-        if SUMS {
-            let (a, b) =
-                (chunks::<T, CHUNKS>(&self.dgamma[column..end]), chunks::<T, CHUNKS>(&self.dbeta[column..end]));
-            for i in 0..CHUNKS {
-                dgamma[i] = T::Lanes::load(isa, &a[i]);
-                dbeta[i] = T::Lanes::load(isa, &b[i]);
-            }
-        }
         for (r, row) in self.rows.iter().enumerate() {
             let row = Registers::new(isa, row);
             let span = r * self.width + column..r * self.width + end;
@@ -318,7 +345,7 @@ impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> Seco
                 }
                 if DX != NO_DX {
                     let dx = &mut chunks_mut::<T, CHUNKS>(&mut self.dx[span.clone()])[i];
-                    let mut value = row.dx(if GAMMA { dy * gamma[i] } else { dy }, xhat);
+                    let mut value = row.dx(if GAMMA { Some(gamma[i]) } else { None }, dy, xhat);
                     if DX == ACCUMULATE_DX {
                         value = value + T::Lanes::load(isa, dx);
                     }
@@ -330,8 +357,8 @@ impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> Seco
             let (a, b) = (&mut self.dgamma[column..end], &mut self.dbeta[column..end]);
             let (a, b) = (chunks_mut::<T, CHUNKS>(a), chunks_mut::<T, CHUNKS>(b));
             for i in 0..CHUNKS {
-                dgamma[i].store(&mut a[i]);
-                dbeta[i].store(&mut b[i]);
+                (T::Lanes::load(isa, &a[i]) + dgamma[i]).store(&mut a[i]);
+                (T::Lanes::load(isa, &b[i]) + dbeta[i]).store(&mut b[i]);
             }
         }
     }
@@ -347,8 +374,7 @@ impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> Seco
         let zero = T::Lanes::splat(isa, T::ZERO);
         let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
         let gamma = if GAMMA { load(&self.gamma[column..end]) } else { zero };
-        let (mut dgamma, mut dbeta) =
-            if SUMS { (load(&self.dgamma[column..end]), load(&self.dbeta[column..end])) } else { (zero, zero) };
+        let (mut dgamma, mut dbeta) = (zero, zero);
         for (r, row) in self.rows.iter().enumerate() {
             let row = Registers::new(isa, row);
             let span = r * self.width + column..r * self.width + end;
@@ -360,7 +386,7 @@ impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> Seco
             }
             if DX != NO_DX {
                 let dx = &mut self.dx[span];
-                let mut value = row.dx(if GAMMA { dy * gamma } else { dy }, xhat);
+                let mut value = row.dx(if GAMMA { Some(gamma) } else { None }, dy, xhat);
                 if DX == ACCUMULATE_DX {
                     value = value + load(dx);
                 }
@@ -368,8 +394,8 @@ impl<T: Element, I: Isa, const GAMMA: bool, const DX: u8, const SUMS: bool> Seco
             }
         }
         if SUMS {
-            dgamma.store_tail(&mut self.dgamma[column..end]);
-            dbeta.store_tail(&mut self.dbeta[column..end]);
+            (load(&self.dgamma[column..end]) + dgamma).store_tail(&mut self.dgamma[column..end]);
+            (load(&self.dbeta[column..end]) + dbeta).store_tail(&mut self.dbeta[column..end]);
         }
     }
 }
@@ -379,7 +405,7 @@ struct Registers<L> {
     mean: L,
     rstd: L,
     correction: L,
-    mean_g: L,
+    minus_mean_g: L,
     mean_product: L,
 }
 
@@ -393,7 +419,7 @@ impl<L> Registers<L> {
             mean: L::splat(isa, row.mean),
             rstd: L::splat(isa, row.rstd),
             correction: L::splat(isa, row.correction),
-            mean_g: L::splat(isa, row.mean_g),
+            minus_mean_g: L::splat(isa, row.minus_mean_g),
             mean_product: L::splat(isa, row.mean_product),
         }
     }
@@ -407,11 +433,16 @@ impl<L> Registers<L> {
     }
 
     #[inline(always)]
-    fn dx<T: Element, I: Isa>(&self, g: L, xhat: L) -> L
+    fn dx<T: Element, I: Isa>(&self, gamma: Option<L>, dy: L, xhat: L) -> L
     where
         L: Lanes<T, I>,
     {
-        xhat.neg_mul_add(self.mean_product, g - self.mean_g) * self.rstd
+        // `g - mean(g)` in one rounding: it is where most of the digits go.
+        let centred = match gamma {
+            Some(gamma) => dy.mul_add(gamma, self.minus_mean_g),
+            None => dy + self.minus_mean_g,
+        };
+        xhat.neg_mul_add(self.mean_product, centred) * self.rstd
     }
 }
 
@@ -427,9 +458,9 @@ fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [T::Chun
     T::chunks_mut(slice).0.first_chunk_mut().expect("the caller cut as many columns as CHUNKS chunks have")
 }
 
-/// A row outside the ordinary range.
-#[inline(never)]
-fn rescued<T: Element, const DX: u8, const SUMS: bool>(
+/// Rows narrower than a register, each computed with care.
+#[inline(always)]
+fn narrow_rows<T: Element, const DX: u8, const SUMS: bool>(
     parameters: &Parameters<'_, T>,
     x: &[T],
     dy: &[T],
@@ -437,21 +468,75 @@ fn rescued<T: Element, const DX: u8, const SUMS: bool>(
     dgamma: &mut [T],
     dbeta: &mut [T],
 ) {
-    let nan = T::from_f64(f64::NAN);
-    let row = Rescued::new(x, parameters.epsilon);
+    let width = parameters.width;
+    let mut sums = [[T::Wide::new(0.0); careful::NARROW]; 2];
+    for (row, (x, dy)) in x.chunks_exact(width).zip(dy.chunks_exact(width)).enumerate() {
+        let dx = if DX == NO_DX { &mut [][..] } else { &mut dx[row * width..(row + 1) * width] };
+        careful_row::<T, DX, SUMS>(parameters, x, dy, dx, &mut sums);
+    }
     if SUMS {
-        for (column, &dy) in dy.iter().enumerate() {
-            let part = row.map_or(nan, |row| row.dgamma(column, dy));
-            dgamma[column] = T::from_f64(dgamma[column].to_f64() + part.to_f64());
-            dbeta[column] = T::from_f64(dbeta[column].to_f64() + dy.to_f64());
+        add_wide(dgamma, &sums[0]);
+        add_wide(dbeta, &sums[1]);
+    }
+}
+
+/// One row outside the ordinary range, of any width.
+#[inline(never)]
+fn rescued_row<T: Element, const DX: u8, const SUMS: bool>(
+    parameters: &Parameters<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    dgamma: &mut [T],
+    dbeta: &mut [T],
+) {
+    let mut sums = [vec![], vec![]];
+    if SUMS {
+        sums = [(); 2].map(|()| vec![T::Wide::new(0.0); x.len()]);
+    }
+    let [dgamma_row, dbeta_row] = &mut sums;
+    careful_row::<T, DX, SUMS>(parameters, x, dy, dx, &mut [dgamma_row, dbeta_row]);
+    if SUMS {
+        add_wide(dgamma, &sums[0]);
+        add_wide(dbeta, &sums[1]);
+    }
+}
+
+/// One row: its dx, and its part of dgamma and dbeta, which is added to `sums`.
+#[inline(always)]
+fn careful_row<T: Element, const DX: u8, const SUMS: bool>(
+    parameters: &Parameters<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: &mut [T],
+    sums: &mut [impl AsMut<[T::Wide]>; 2],
+) {
+    let nan = T::from_f64(f64::NAN);
+    let row = CarefulRow::new(x, parameters.epsilon);
+    if SUMS {
+        let [dgamma, dbeta] = sums;
+        for (column, (dy, sum)) in dy.iter().zip(dgamma.as_mut()).enumerate() {
+            let xhat = row.as_ref().map_or(T::Wide::new(f64::NAN), |row| row.xhat(column));
+            *sum = *sum + xhat * T::Wide::new(dy.to_f64());
+        }
+        for (dy, sum) in dy.iter().zip(dbeta.as_mut()) {
+            *sum = *sum + T::Wide::new(dy.to_f64());
         }
     }
     if DX == NO_DX {
         return;
     }
-    let value = row.as_ref().and_then(|row| row.dx(dy, parameters.gamma));
+    let found = row.as_ref().and_then(|row| row.dx(dy, parameters.gamma));
     for (column, dx) in dx.iter_mut().enumerate() {
-        let value = value.as_ref().map_or(nan, |value| value(column));
+        let value = found.map_or(nan, |found| found.value(column));
         *dx = if DX == ACCUMULATE_DX { T::from_f64(dx.to_f64() + value.to_f64()) } else { value };
+    }
+}
+
+/// `total += part`, element by element.
+#[inline(always)]
+fn add_wide<T: Element>(total: &mut [T], part: &[T::Wide]) {
+    for (total, part) in total.iter_mut().zip(part) {
+        *total = T::from_f64((T::Wide::new(total.to_f64()) + *part).value());
     }
 }

@@ -4,8 +4,9 @@
 //! first time only, the other two find it in cache. `y` is written once, past the caches where the caller
 //! asks for that.
 
-use super::rescue::{self, Rescued};
+use super::careful::{self, CarefulRow};
 use super::stats::{self, Moments, RowStatistics};
+use super::wide::Wide;
 use crate::Element;
 use crate::simd::{Isa, Kernel, Lanes};
 
@@ -57,14 +58,20 @@ impl<T: Element> Forward<'_, T> {
     fn rows<I: Isa, const GAMMA: bool, const BETA: bool>(mut self, isa: I, gamma: &[T], beta: &[T]) {
         let Parameters { width, epsilon, .. } = self.parameters;
         for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
-            let found = row_statistics(isa, x, self.segments);
-            let variance = found.variance + epsilon;
-            let (mean, rstd) = if rescue::is_ordinary::<T>(variance) {
-                let rstd = T::from_f64(1.0 / variance.sqrt());
-                Normalize::<T, I, GAMMA, BETA>::new(isa, &found, rstd, self.stream).row(x, y, gamma, beta);
-                (found.rounded_mean(), rstd)
+            let (mean, rstd) = if width < careful::NARROW {
+                careful_row(&self.parameters, x, y)
             } else {
-                rescued(&self.parameters, x, y)
+                let found = row_statistics(isa, x, self.segments);
+                let variance = found.variance + epsilon;
+                if careful::is_ordinary::<T>(variance) {
+                    // `f64` rows have no wider type to finish in but a pair.
+                    let rstd =
+                        T::from_f64((T::Wide::new(found.variance) + T::Wide::new(epsilon)).reciprocal_sqrt().value());
+                    Normalize::<T, I, GAMMA, BETA>::new(isa, &found, rstd, self.stream).row(x, y, gamma, beta);
+                    (found.rounded_mean(), rstd)
+                } else {
+                    rescued_row(&self.parameters, x, y)
+                }
             };
             if let Some(means) = &mut self.mean {
                 means[row] = mean;
@@ -92,10 +99,10 @@ pub(super) fn row_statistics<T: Element, I: Isa>(isa: I, x: &[T], segments: &mut
     RowStatistics::from_segments(segments)
 }
 
-/// The row outside the ordinary range; its mean and `rstd`.
-#[inline(never)]
-fn rescued<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T]) -> (T, T) {
-    match Rescued::new(x, parameters.epsilon) {
+/// A row that is computed with care; its mean and `rstd`.
+#[inline(always)]
+fn careful_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T]) -> (T, T) {
+    match CarefulRow::new(x, parameters.epsilon) {
         Some(row) => {
             row.normalize(parameters.gamma, parameters.beta, y);
             (row.mean(), row.rstd())
@@ -106,6 +113,12 @@ fn rescued<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T]) -> 
             (nan, nan)
         }
     }
+}
+
+/// The same, away from the code of ordinary rows.
+#[inline(never)]
+fn rescued_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T]) -> (T, T) {
+    careful_row(parameters, x, y)
 }
 
 /// The last pass over a row: `((x - mean) - correction) * rstd * gamma + beta`.

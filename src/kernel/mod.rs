@@ -8,19 +8,21 @@
 //! The same bits on every backend need one fixed order, which depends on the width alone:
 //!
 //! - A row is cut into segments of [`segment`] elements (16 KiB), a segment into 64-byte chunks.
-//! - Chunk `i` of a segment is added to accumulator `i mod A`, where `A` is stated beside each loop; the tail,
-//!   shorter than a chunk, is filled up with values that add nothing and goes to the last accumulator.
-//! - Accumulators are added in a tree, then the lanes of the one that is left ([`Lanes::sum`]).
+//! - Chunk `i` of a segment is added to accumulator `i mod A`. After a run of 32 chunks the accumulators are added up in a
+//!   tree, and that to the segment's total; the tail, shorter than a chunk and filled up with values that add nothing,
+//!   is added to the total last. `A` is stated beside each loop.
+//! - The lanes of the total are added in `f64` ([`Lanes::sum`]).
 //! - What the segments gave is finished in `f64`, with a compensated sum over the segments.
 //!
 //! [`Lanes::sum`]: crate::simd::Lanes::sum
 
 pub(crate) mod backward;
+mod careful;
 pub(crate) mod copy;
 pub(crate) mod forward;
 pub(crate) mod reduce;
-mod rescue;
 mod stats;
+pub(crate) mod wide;
 
 use crate::element::Vectorized;
 

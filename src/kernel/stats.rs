@@ -45,13 +45,6 @@ impl CompensatedSum {
     pub(super) fn value(self) -> f64 {
         self.sum + self.lost
     }
-
-    /// The sum as a value and what rounding took from it.
-    #[inline(always)]
-    pub(super) fn parts(self) -> (f64, f64) {
-        let value = self.value();
-        (value, (self.sum - value) + self.lost)
-    }
 }
 
 /// The moments of a segment about `mean`, a number of the element type near its mean.
@@ -105,7 +98,7 @@ impl<T: Element> RowStatistics<T> {
             squares.add(segment.len * between * between);
         }
         let mean = T::from_f64(first.mean + shift);
-        Self { mean, correction: (first.mean - mean.to_f64()) + shift, variance: (squares.value() / width).max(0.0) }
+        Self { mean, correction: (first.mean - mean.to_f64()) + shift, variance: not_negative(squares.value() / width) }
     }
 
     /// The statistics of a row that is one segment.
@@ -113,9 +106,7 @@ impl<T: Element> RowStatistics<T> {
     pub(crate) fn from_segment(moments: Moments) -> Self {
         let correction = moments.sum / moments.len;
         let variance = (moments.squares - correction * moments.sum) / moments.len;
-        // `max` would turn NaN into 0.
-        let variance = if variance < 0.0 { 0.0 } else { variance };
-        Self { mean: T::from_f64(moments.mean), correction, variance }
+        Self { mean: T::from_f64(moments.mean), correction, variance: not_negative(variance) }
     }
 
     /// The mean that is reported: rounded once.
@@ -125,8 +116,18 @@ impl<T: Element> RowStatistics<T> {
     }
 }
 
+/// The larger of the value and zero; NaN where it is NaN (which `max` would turn into 0).
+#[inline(always)]
+fn not_negative(value: f64) -> f64 {
+    if value < 0.0 { 0.0 } else { value }
+}
+
 /// Accumulators for the sums of a row: enough to hide the latency of an addition, few enough for 16 ymm.
 const ACCUMULATORS: usize = 4;
+
+/// Groups of chunks after which the accumulators are emptied into a total: a running sum of many squares of numbers
+/// with few bits, as rows far from zero have, would round the same way again and again.
+const RUN: usize = 8;
 
 /// The moments of one segment: two passes over it.
 #[inline(always)]
@@ -135,63 +136,72 @@ pub(crate) fn moments<T: Element, I: Isa>(isa: I, x: &[T]) -> Moments {
         return Moments { len: 0.0, mean: 0.0, sum: 0.0, squares: 0.0 };
     };
     let len = x.len() as f64;
-    let mean = T::from_f64(first.to_f64() + shifted_sum(isa, x, first).to_f64() / len);
+    let mean = T::from_f64(first.to_f64() + shifted_sum(isa, x, first) / len);
     let (sum, squares) = sum_and_squares(isa, x, mean);
-    Moments { len, mean: mean.to_f64(), sum: sum.to_f64(), squares: squares.to_f64() }
+    Moments { len, mean: mean.to_f64(), sum, squares }
 }
 
 /// `sum(x - shift)`.
 #[inline(always)]
-fn shifted_sum<T: Element, I: Isa>(isa: I, x: &[T], shift: T) -> T {
+fn shifted_sum<T: Element, I: Isa>(isa: I, x: &[T], shift: T) -> f64 {
     let shift = T::Lanes::splat(isa, shift);
-    let mut sum = [T::Lanes::splat(isa, T::ZERO); ACCUMULATORS];
+    let zero = T::Lanes::splat(isa, T::ZERO);
+    let mut total = zero;
     let (chunks, tail) = T::chunks(x);
-    let (groups, rest) = chunks.as_chunks::<ACCUMULATORS>();
-    for group in groups {
-        for i in 0..ACCUMULATORS {
-            sum[i] = sum[i] + (T::Lanes::load(isa, &group[i]) - shift);
+    for run in chunks.chunks(RUN * ACCUMULATORS) {
+        let mut sum = [zero; ACCUMULATORS];
+        let (groups, rest) = run.as_chunks::<ACCUMULATORS>();
+        for group in groups {
+            for i in 0..ACCUMULATORS {
+                sum[i] = sum[i] + (T::Lanes::load(isa, &group[i]) - shift);
+            }
         }
-    }
-    for i in 0..ACCUMULATORS - 1 {
-        if i < rest.len() {
-            sum[i] = sum[i] + (T::Lanes::load(isa, &rest[i]) - shift);
+        for i in 0..ACCUMULATORS - 1 {
+            if i < rest.len() {
+                sum[i] = sum[i] + (T::Lanes::load(isa, &rest[i]) - shift);
+            }
         }
+        total = total + tree(sum);
     }
     if !tail.is_empty() {
-        sum[ACCUMULATORS - 1] = sum[ACCUMULATORS - 1] + (T::Lanes::load_tail(isa, tail, shift) - shift);
+        total = total + (T::Lanes::load_tail(isa, tail, shift) - shift);
     }
-    tree(sum).sum()
+    total.sum()
 }
 
 /// `sum(d)` and `sum(d * d)` of `d = x - mean`.
 #[inline(always)]
-fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], mean: T) -> (T, T) {
+fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], mean: T) -> (f64, f64) {
     let mean = T::Lanes::splat(isa, mean);
-    let mut sum = [T::Lanes::splat(isa, T::ZERO); ACCUMULATORS];
-    let mut squares = sum;
+    let zero = T::Lanes::splat(isa, T::ZERO);
+    let (mut total, mut total_squares) = (zero, zero);
     let (chunks, tail) = T::chunks(x);
-    let (groups, rest) = chunks.as_chunks::<ACCUMULATORS>();
-    for group in groups {
-        for i in 0..ACCUMULATORS {
-            let d = T::Lanes::load(isa, &group[i]) - mean;
-            sum[i] = sum[i] + d;
-            squares[i] = d.mul_add(d, squares[i]);
+    for run in chunks.chunks(RUN * ACCUMULATORS) {
+        let [mut sum, mut squares] = [[zero; ACCUMULATORS]; 2];
+        let (groups, rest) = run.as_chunks::<ACCUMULATORS>();
+        for group in groups {
+            for i in 0..ACCUMULATORS {
+                let d = T::Lanes::load(isa, &group[i]) - mean;
+                sum[i] = sum[i] + d;
+                squares[i] = d.mul_add(d, squares[i]);
+            }
         }
-    }
-    for i in 0..ACCUMULATORS - 1 {
-        if i < rest.len() {
-            let d = T::Lanes::load(isa, &rest[i]) - mean;
-            sum[i] = sum[i] + d;
-            squares[i] = d.mul_add(d, squares[i]);
+        for i in 0..ACCUMULATORS - 1 {
+            if i < rest.len() {
+                let d = T::Lanes::load(isa, &rest[i]) - mean;
+                sum[i] = sum[i] + d;
+                squares[i] = d.mul_add(d, squares[i]);
+            }
         }
+        total = total + tree(sum);
+        total_squares = total_squares + tree(squares);
     }
     if !tail.is_empty() {
         let d = T::Lanes::load_tail(isa, tail, mean) - mean;
-        let last = ACCUMULATORS - 1;
-        sum[last] = sum[last] + d;
-        squares[last] = d.mul_add(d, squares[last]);
+        total = total + d;
+        total_squares = d.mul_add(d, total_squares);
     }
-    (tree(sum).sum(), tree(squares).sum())
+    (total.sum(), total_squares.sum())
 }
 
 /// Four accumulators, added pairwise.

@@ -78,6 +78,6 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
     /// `addend - self * factor`, likewise.
     fn neg_mul_add(self, factor: Self, addend: Self) -> Self;
 
-    /// The sum over the lanes: the upper half is added to the lower half until one lane is left.
-    fn sum(self) -> E;
+    /// The sum over the lanes, in `f64`: the upper half is added to the lower half until one lane is left.
+    fn sum(self) -> f64;
 }

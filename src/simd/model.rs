@@ -76,8 +76,8 @@ macro_rules! model_lanes {
                 Self(std::array::from_fn(|lane| (-self.0[lane]).mul_add(factor.0[lane], addend.0[lane])))
             }
 
-            fn sum(self) -> $element {
-                let mut lanes = self.0;
+            fn sum(self) -> f64 {
+                let mut lanes = self.0.map(f64::from);
                 let mut half = $lanes / 2;
                 while half > 0 {
                     for lane in 0..half {

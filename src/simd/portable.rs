@@ -61,9 +61,9 @@ macro_rules! portable_lanes {
             }
 
             #[inline(always)]
-            fn sum(self) -> $element {
+            fn sum(self) -> f64 {
                 // `reduce_add` adds in an order that depends on the build.
-                let mut lanes = self.to_array();
+                let mut lanes = self.to_array().map(f64::from);
                 let mut half = $lanes / 2;
                 while half > 0 {
                     for lane in 0..half {

@@ -73,11 +73,12 @@ mod f32x16 {
                 _mm256_stream_ps(halves[1].as_mut_ptr(), a[1]);
             }
         }
-        fn sum(a: [__m256; 2]) -> f32 {
-            let eight = _mm256_add_ps(a[0], a[1]);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        fn sum(a: [__m256; 2]) -> f64 {
+            let quarter = |a: __m256| [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
+            let (lower, upper) = (quarter(a[0]), quarter(a[1]));
+            let four = _mm256_add_pd(_mm256_add_pd(lower[0], upper[0]), _mm256_add_pd(lower[1], upper[1]));
+            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
         fn mask(len: usize) -> __m256i {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -50,11 +50,12 @@ mod f32x16 {
             // the store before the result is handed to another thread.
             unsafe { _mm512_stream_ps(chunk.as_mut_ptr(), a) }
         }
-        fn sum(a: __m512) -> f32 {
-            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        fn sum(a: __m512) -> f64 {
+            let (lower, upper) = (_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let eight = _mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper));
+            let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
+            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
     } }
 

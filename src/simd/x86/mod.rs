@@ -148,7 +148,7 @@ macro_rules! register {
             }
 
             #[inline(always)]
-            fn sum(self) -> $element {
+            fn sum(self) -> f64 {
                 $functions::sum(self.1, self.0)
             }
         }

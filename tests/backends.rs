@@ -1,0 +1,62 @@
+//! Every backend that rounds a multiplication and an addition once gives the bits of the model, whatever the width,
+//! the offset from alignment, and the parameters.
+
+mod support;
+
+use llm_operator::{Backend, Element};
+use support::{Case, backends, boundary_widths, is_fused};
+
+fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usize]) {
+    for (gamma, beta) in [(true, true), (true, false), (false, true), (false, false)] {
+        let case = Case::<T>::random(rows, width, gamma, beta, width as u64);
+        let expected = case.run(Backend::model(), 0);
+        // The model must not agree by having nothing to say.
+        assert!(expected.arrays().iter().all(|(_, values)| values.iter().all(|value| value.to_f64().is_finite())));
+        for backend in backends().into_iter().filter(is_fused) {
+            for &offset in offsets {
+                let what =
+                    format!("{} {backend:?}, {rows}x{width}, gamma {gamma}, beta {beta}, offset {offset}", T::NAME);
+                case.run(backend, offset).assert_same_bits(&expected, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_has_the_bits_of_the_model_at_every_width() {
+    for width in boundary_widths() {
+        same_bits_as_the_model::<f32>(11, width, &[0, 1]);
+    }
+}
+
+#[test]
+fn f64_has_the_bits_of_the_model_at_every_width() {
+    for width in boundary_widths() {
+        same_bits_as_the_model::<f64>(11, width, &[0, 1]);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_offset() {
+    for width in [1, 7, 8, 15, 16, 17, 33, 64, 100, 257] {
+        let offsets: Vec<usize> = (0..16).collect();
+        same_bits_as_the_model::<f32>(5, width, &offsets);
+        same_bits_as_the_model::<f64>(5, width, &offsets);
+    }
+}
+
+#[test]
+fn hard_rows_have_the_bits_of_the_model() {
+    for scale in [1e-40, 1e-30, 1e-19, 1e-3, 1e5, 1e15, 1e19, 1e30, 1e38] {
+        for mean in [0.0, 1.0, -1e4] {
+            let mut case = Case::<f32>::random(9, 37, true, true, 5);
+            for x in &mut case.x {
+                *x = ((f64::from(*x) + mean) * scale) as f32;
+            }
+            let expected = case.run(Backend::model(), 0);
+            for backend in backends().into_iter().filter(is_fused) {
+                case.run(backend, 3).assert_same_bits(&expected, &format!("{backend:?}, scale {scale}, mean {mean}"));
+            }
+        }
+    }
+}
