@@ -65,6 +65,20 @@ pub enum Error {
         /// The normalized dimensions.
         found: Vec<usize>,
     },
+    /// The normalized dimensions have more elements than there are addresses.
+    #[error("width: expected normalized dimensions that a usize can count, found {found:?}")]
+    HugeWidth {
+        /// The normalized dimensions.
+        found: Vec<usize>,
+    },
+    /// The cache comes from a layer with other normalized dimensions.
+    #[error("cache: expected normalized dimensions {expected:?}, found {found:?}")]
+    Cache {
+        /// The normalized dimensions of this layer.
+        expected: Vec<usize>,
+        /// Those of the layer that the cache comes from.
+        found: Vec<usize>,
+    },
     /// `epsilon` is negative, infinite or NaN.
     #[error("epsilon: expected a finite number that is zero or more, found {found}")]
     Epsilon {

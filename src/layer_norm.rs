@@ -32,8 +32,8 @@ pub fn layer_norm<'x, T: Element, D: Dimension>(
     x: ArrayView<'x, T, D>,
     epsilon: f64,
 ) -> Result<(Array<T, D>, LayerNormCache<'x, T, D>), Error> {
-    let width = x.shape().last().copied().unwrap_or(0);
-    LayerNorm::new(width).epsilon(epsilon).forward(x)
+    let last = x.ndim().saturating_sub(1);
+    LayerNorm::with_shape(&x.shape()[last..]).epsilon(epsilon).forward(x)
 }
 
 /// The gradient with respect to `x` of a loss whose gradient with respect to `y` is `dy`.
@@ -273,8 +273,8 @@ impl<'p, T: Element> LayerNorm<'p, T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] for dy, [`Error::TrailingShape`] where the cached x does not end in the normalized dimensions,
-    /// and those of `forward`.
+    /// [`Error::Shape`] for dy, [`Error::Cache`] where the cache comes from a layer with other normalized dimensions, and
+    /// those of `forward`.
     pub fn backward<D: Dimension>(
         &self,
         dy: ArrayView<'_, T, D>,
@@ -282,8 +282,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
     ) -> Result<Gradients<T, D>, Error> {
         let (parameters, backend) = self.checked()?;
         if self.normalized_shape != cache.normalized_shape {
-            return Err(Error::Shape {
-                argument: "cache",
+            return Err(Error::Cache {
                 expected: self.normalized_shape.clone(),
                 found: cache.normalized_shape.clone(),
             });
@@ -419,10 +418,11 @@ impl<'p, T: Element> LayerNorm<'p, T> {
 
     /// The width and the parameters of their right lengths, and the backend.
     fn checked(&self) -> Result<(Parameters<'p, T>, Backend), Error> {
-        let width = self.normalized_shape.iter().product();
-        if self.normalized_shape.is_empty() || width == 0 {
+        if self.normalized_shape.is_empty() || self.normalized_shape.contains(&0) {
             return Err(Error::EmptyWidth { found: self.normalized_shape.clone() });
         }
+        let width = self.normalized_shape.iter().try_fold(1_usize, |width, &len| width.checked_mul(len));
+        let width = width.ok_or_else(|| Error::HugeWidth { found: self.normalized_shape.clone() })?;
         if !(self.epsilon >= 0.0 && self.epsilon.is_finite()) {
             return Err(Error::Epsilon { found: self.epsilon });
         }
