@@ -3,8 +3,10 @@
 mod driver;
 mod element;
 mod error;
+pub mod grad_check;
 mod kernel;
 mod layer_norm;
+pub mod numpy_random;
 pub mod reference;
 pub mod roofline;
 mod rows;

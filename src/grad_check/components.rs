@@ -1,0 +1,123 @@
+//! The numeric gradient of an input, one component at a time, with the step that each component needs.
+
+use super::error::CheckError;
+use super::exhaustive::{Difference, Request, differences};
+use super::judge::Judge;
+use super::measured::Measured;
+use super::noise::Noise;
+use super::problem::Problem;
+use super::step::{Step, balanced, nearest_power_of_two, row_scale};
+use super::verdict::Verdict;
+use crate::Element;
+
+/// Components whose third derivative is looked at before the step of the others is chosen.
+const PILOTS: usize = 8;
+
+/// How often an inconclusive component is looked at again, with a step of its own.
+const RETRIES: usize = 2;
+
+/// Measures every component of input `k`.
+pub(super) fn measure<T: Element>(
+    problem: &Problem<'_, T>,
+    noise: &Noise,
+    k: usize,
+    step: Step,
+    judge: &Judge,
+    analytic: &[f64],
+) -> Result<Measured, CheckError> {
+    let len = analytic.len();
+    let steps = match step {
+        Step::Fixed(eps) => vec![eps; len],
+        Step::Balanced => balanced_steps(problem, noise, k)?,
+    };
+    let requests: Vec<_> =
+        steps.iter().enumerate().map(|(element, &step)| Request { input: k, element, step }).collect();
+    let mut found = differences(problem, noise, &requests)?;
+    let mut measured = Measured::unknown(len, if let Step::Fixed(eps) = step { Some(eps) } else { None });
+    found.iter().enumerate().for_each(|(element, difference)| measured.set(element, difference));
+    if step == Step::Balanced {
+        for _ in 0..RETRIES {
+            if !retry(problem, noise, k, judge, analytic, &mut found, &mut measured)? {
+                break;
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// For each component the scale of its row times the step, in units of that scale, that suits the pilots.
+fn balanced_steps<T: Element>(problem: &Problem<'_, T>, noise: &Noise, k: usize) -> Result<Vec<f64>, CheckError> {
+    let input = problem.input(k);
+    let row_len = problem.declared[k].row_len();
+    let scales: Vec<f64> = scales(input, row_len);
+    let len = input.len();
+    let pilot_step = pilot_step::<T>();
+    // Spread over rows and columns alike: a stride that shares no factor with the length of a row.
+    let pilots = PILOTS.min(len);
+    let stride = (len / pilots.max(1)).max(1);
+    let requests: Vec<_> = (0..pilots)
+        .map(|pilot| pilot * stride + (pilot * 5) % row_len.min(stride))
+        .map(|element| Request {
+            input: k,
+            element,
+            step: nearest_power_of_two(pilot_step * scales[element / row_len]),
+        })
+        .collect();
+    let found = differences(problem, noise, &requests)?;
+    let mut relative: Vec<f64> = requests
+        .iter()
+        .zip(&found)
+        .map(|(request, found)| balanced(found.step, found.sigma, found.truncation) / scales[request.element / row_len])
+        .filter(|step| step.is_normal())
+        .collect();
+    relative.sort_by(f64::total_cmp);
+    // A step that is too small costs noise, one that is too great costs truncation, and that as its square.
+    let relative = relative.get(relative.len() / 3).copied().unwrap_or(pilot_step);
+    Ok((0..len).map(|element| nearest_power_of_two(relative * scales[element / row_len])).collect())
+}
+
+/// The first step of all, in units of a row's scale: so large that truncation can be seen, `2^-10` in `f64` and `2^-4` in `f32`.
+pub(super) fn pilot_step<T: Element>() -> f64 {
+    if T::UNIT_ROUNDOFF < 1e-12 { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-4) }
+}
+
+/// The scale of each row of an input.
+fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
+    if row_len > 1 {
+        input.chunks(row_len).map(|row| row_scale(row.iter().map(|x| x.to_f64()))).collect()
+    } else {
+        // A row of one element says nothing about its scale; the whole input does, unless the element is far larger.
+        let whole = row_scale(input.iter().map(|x| x.to_f64()));
+        input.iter().map(|x| whole.max(0.1 * x.to_f64().abs())).collect()
+    }
+}
+
+/// Looks again at each component that is inconclusive, with the step that its own noise and truncation ask for. Returns
+/// whether anything became sharper.
+fn retry<T: Element>(
+    problem: &Problem<'_, T>,
+    noise: &Noise,
+    k: usize,
+    judge: &Judge,
+    analytic: &[f64],
+    found: &mut [Difference],
+    measured: &mut Measured,
+) -> Result<bool, CheckError> {
+    let mut requests = Vec::new();
+    judge.components(analytic, measured, |element, component| {
+        let Difference { step: old, sigma, truncation, .. } = found[element];
+        let step = nearest_power_of_two(balanced(old, sigma, truncation));
+        if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
+            requests.push(Request { input: k, element, step });
+        }
+    });
+    let mut sharper = false;
+    for (request, difference) in requests.iter().zip(differences(problem, noise, &requests)?) {
+        if difference.floor() < found[request.element].floor() {
+            found[request.element] = difference;
+            measured.set(request.element, &difference);
+            sharper = true;
+        }
+    }
+    Ok(sharper)
+}

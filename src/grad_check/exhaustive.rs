@@ -1,0 +1,212 @@
+//! Central differences, one component at a time: two forwards of the whole input for `D` and two for its truncation.
+//!
+//! The components are dealt out to workers. A worker owns one clone of the inputs and two output buffers; it perturbs one
+//! element, runs forward, restores the element, and nothing is allocated on the way. The outputs are subtracted before
+//! the product with the upstream gradient is summed, so that the loss of digits is that of the outputs, not of the loss.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::ArrayD;
+
+use super::error::{CheckError, Probe};
+use super::noise::Noise;
+use super::operation::Locality;
+use super::problem::Problem;
+use crate::Element;
+
+/// One component that is to be differentiated, and the step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    pub(super) input: usize,
+    pub(super) element: usize,
+    pub(super) step: f64,
+}
+
+/// A difference quotient and what is known about its error.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Difference {
+    /// `D(h)`; NaN where the step changed nothing.
+    pub(super) numeric: f64,
+    /// The deviation of its rounding noise.
+    pub(super) sigma: f64,
+    /// `|D(2h) - D(h)| / 3`, its truncation error.
+    pub(super) truncation: f64,
+    /// `h`.
+    pub(super) step: f64,
+}
+
+impl Difference {
+    const UNKNOWN: Self = Self { numeric: f64::NAN, sigma: f64::NAN, truncation: f64::NAN, step: f64::NAN };
+
+    /// The least error of an analytic gradient that this difference can show.
+    pub(super) fn floor(&self) -> f64 {
+        6.0 * self.sigma + 2.0 * self.truncation
+    }
+}
+
+/// Requests in one task: enough to make the hand-over free, few enough to share the last ones out.
+const TASK: usize = 16;
+
+/// The differences that are asked for, in their order, on all threads of the ambient pool.
+///
+/// A worker's results depend on the request alone, so they have the same bits on any number of threads; of several
+/// failures the first in order is returned.
+pub(super) fn differences<T: Element>(
+    problem: &Problem<'_, T>,
+    noise: &Noise,
+    requests: &[Request],
+) -> Result<Vec<Difference>, CheckError> {
+    problem.expect_forwards(4 * requests.len() as u64);
+    let noise = output_noise(problem, noise)?;
+    let mut found = vec![Difference::UNKNOWN; requests.len()];
+    let tasks = Mutex::new(requests.chunks(TASK).zip(found.chunks_mut(TASK)).enumerate());
+    let failed_task = AtomicUsize::new(usize::MAX);
+    let failures = Mutex::new(Vec::new());
+    let work = || {
+        let mut worker = Worker::new(problem);
+        // Nothing can panic while the lock is held, so it is never poisoned; `ok` only says so.
+        while let Some((task, (requests, found))) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) {
+            if task > failed_task.load(Ordering::Relaxed) {
+                return;
+            }
+            for (request, found) in requests.iter().zip(found) {
+                match worker.difference(problem, &noise, *request) {
+                    Ok(difference) => *found = difference,
+                    Err(failure) => {
+                        failed_task.fetch_min(task, Ordering::Relaxed);
+                        failures.lock().iter_mut().for_each(|failures| failures.push((task, failure.clone())));
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    let workers = rayon::current_num_threads().min(requests.len().div_ceil(TASK));
+    if workers > 1 {
+        rayon::scope(|scope| (0..workers).for_each(|_| scope.spawn(|_| work())));
+    } else {
+        work();
+    }
+    let failures = failures.into_inner().unwrap_or_default();
+    match failures.into_iter().min_by_key(|&(task, _)| task) {
+        Some((_, failure)) => Err(failure),
+        None => Ok(found),
+    }
+}
+
+/// What the outputs add to the variance of the loss.
+fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) -> Result<OutputNoise, CheckError> {
+    let mut y = problem.poisoned_output();
+    problem.forward(&problem.inputs, &mut y, || None)?;
+    let width = problem.width();
+    let each: Vec<f64> = y
+        .iter()
+        .zip(problem.dy())
+        .enumerate()
+        .map(|(o, (y, dy))| (y.to_f64() * dy.to_f64()).powi(2) * noise.unit_variance(o / width))
+        .collect();
+    let rows = each.chunks(width).map(|row| row.iter().sum()).collect();
+    Ok(OutputNoise { each, rows })
+}
+
+/// What each output, and each row of outputs, adds to the variance of the loss.
+struct OutputNoise {
+    each: Vec<f64>,
+    rows: Vec<f64>,
+}
+
+/// One clone of the inputs, and two outputs.
+struct Worker<T> {
+    inputs: Vec<ArrayD<T>>,
+    plus: ArrayD<T>,
+    minus: ArrayD<T>,
+}
+
+impl<T: Element> Worker<T> {
+    fn new(problem: &Problem<'_, T>) -> Self {
+        let (plus, minus) = (problem.poisoned_output(), problem.poisoned_output());
+        Self { inputs: problem.inputs.to_vec(), plus, minus }
+    }
+
+    fn difference(
+        &mut self,
+        problem: &Problem<'_, T>,
+        noise: &OutputNoise,
+        request: Request,
+    ) -> Result<Difference, CheckError> {
+        let wide = self.quotient(problem, Request { step: 2.0 * request.step, ..request })?;
+        let mut variance = self.changed_variance(noise);
+        let narrow = self.quotient(problem, request)?;
+        // The declared row takes part even where rounding hid that it moved.
+        variance = match problem.declared[request.input].locality {
+            Locality::Rows(_) => noise.rows[request.element / problem.declared[request.input].row_len()]
+                .max(self.changed_variance(noise)),
+            Locality::Columns | Locality::Shared => variance.max(self.changed_variance(noise)),
+        };
+        Ok(Difference {
+            numeric: narrow.value,
+            sigma: variance.sqrt() / (std::f64::consts::SQRT_2 * narrow.half_step),
+            truncation: (wide.value - narrow.value).abs() / 3.0,
+            step: request.step,
+        })
+    }
+
+    /// `(L(x + h) - L(x - h)) / ((x + h) - (x - h))`, with the points as they are stored.
+    fn quotient(&mut self, problem: &Problem<'_, T>, request: Request) -> Result<Quotient, CheckError> {
+        let Request { input, element, step } = request;
+        let value = problem.input(input)[element].to_f64();
+        let (above, below) = (T::from_f64(value + step), T::from_f64(value - step));
+        let probe = |step| {
+            move || {
+                Some(Probe { input: problem.declared[input].name.clone(), index: problem.index(input, element), step })
+            }
+        };
+        self.set(request, above);
+        problem.forward(&self.inputs, &mut self.plus, probe(step))?;
+        self.set(request, below);
+        problem.forward(&self.inputs, &mut self.minus, probe(-step))?;
+        self.set(request, problem.input(input)[element]);
+        let width = above.to_f64() - below.to_f64();
+        let (plus, minus) = (self.plus.as_slice().unwrap_or_default(), self.minus.as_slice().unwrap_or_default());
+        let change = change_of_loss(plus, minus, problem.dy());
+        Ok(Quotient { value: if width > 0.0 { change / width } else { f64::NAN }, half_step: 0.5 * width })
+    }
+
+    fn set(&mut self, request: Request, value: T) {
+        if let Some(slot) = self.inputs[request.input].as_slice_mut().and_then(|input| input.get_mut(request.element)) {
+            *slot = value;
+        }
+    }
+
+    /// The variance of the outputs that the last probe changed.
+    fn changed_variance(&self, noise: &OutputNoise) -> f64 {
+        let outputs = self.plus.iter().zip(&self.minus).zip(&noise.each);
+        outputs.filter(|((plus, minus), _)| plus != minus).map(|(_, variance)| variance).sum()
+    }
+}
+
+struct Quotient {
+    value: f64,
+    half_step: f64,
+}
+
+/// `sum((plus - minus) * dy)` in `f64`, in eight running sums and one tree: the same bits wherever it is computed.
+pub(super) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.0; LANES];
+    let (plus, plus_tail) = plus.as_chunks::<LANES>();
+    let (minus, minus_tail) = minus.as_chunks::<LANES>();
+    let (dy, dy_tail) = dy.as_chunks::<LANES>();
+    for ((plus, minus), dy) in plus.iter().zip(minus).zip(dy) {
+        for lane in 0..LANES {
+            sums[lane] += (plus[lane].to_f64() - minus[lane].to_f64()) * dy[lane].to_f64();
+        }
+    }
+    let mut tail = 0.0;
+    for ((plus, minus), dy) in plus_tail.iter().zip(minus_tail).zip(dy_tail) {
+        tail += (plus.to_f64() - minus.to_f64()) * dy.to_f64();
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + b) + (c + d)) + ((e + f) + (g + h)) + tail
+}

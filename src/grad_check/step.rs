@@ -1,0 +1,63 @@
+//! The step of a difference: given, or balanced between noise and truncation.
+
+/// How the step is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+pub enum Step {
+    /// This step for every component: the notebook's `eps`.
+    Fixed(f64),
+    /// For each component `cbrt(3 sigma h / M3)`, where `sigma h` is the noise of the loss and `M3` the third derivative
+    /// that a pilot pair of differences shows; rounded to a power of two, so that adding it is exact.
+    Balanced,
+}
+
+/// The nearest power of two, on the scale of logarithms.
+pub(super) fn nearest_power_of_two(value: f64) -> f64 {
+    value.log2().round().clamp(-1000.0, 1000.0).exp2()
+}
+
+/// The step at which `3 T = 3/2 sigma`, where the error of a central difference is least, from what was found at `step`.
+///
+/// A truncation below the noise cannot be told from noise: it counts as noise, so a step grows by no more than a factor.
+pub(super) fn balanced(step: f64, sigma: f64, truncation: f64) -> f64 {
+    let third_derivative = 6.0 * truncation.max(sigma) / (step * step);
+    (3.0 * sigma * step / third_derivative).cbrt()
+}
+
+/// The length over which a row's values vary: their deviation; of a constant row their size, and of zeros 1.
+pub(super) fn row_scale(row: impl Iterator<Item = f64> + Clone) -> f64 {
+    let count = row.clone().count().max(1) as f64;
+    let mean = row.clone().sum::<f64>() / count;
+    let deviation = (row.clone().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt();
+    let size = row.fold(0.0, |size: f64, value| size.max(value.abs()));
+    let scale = if deviation > 1e-4 * size { deviation } else { size };
+    if scale.is_normal() { scale } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_balanced_step_minimizes_noise_plus_truncation() {
+        // Noise of 1e-16 in the loss, third derivative 2: error(h) = 1e-16 / (sqrt(2) h) + 2 h^2 / 6.
+        let (noise, third) = (1e-16 / f64::sqrt(2.0), 2.0);
+        let error = |step: f64| noise / step + third * step * step / 6.0;
+        let pilot = 1e-4;
+        let step = balanced(pilot, noise / pilot, third * pilot * pilot / 6.0);
+        assert!((0.9..1.1).contains(&(error(step) / error(0.9 * step))) && error(step) < 1.001 * error(1.1 * step));
+        assert!(error(step) < error(0.5 * step) && error(step) < error(2.0 * step));
+    }
+
+    #[test]
+    fn without_visible_truncation_the_step_grows_by_a_bounded_factor() {
+        assert!((0.7..0.9).contains(&balanced(1.0, 1e-9, 0.0)));
+    }
+
+    #[test]
+    fn a_row_is_measured_by_its_deviation_and_a_constant_row_by_its_size() {
+        assert_eq!(row_scale([49.0, 51.0].into_iter()), 1.0);
+        assert_eq!(row_scale([3.0, 3.0].into_iter()), 3.0);
+        assert_eq!(row_scale([0.0, 0.0].into_iter()), 1.0);
+    }
+}

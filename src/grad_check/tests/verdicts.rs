@@ -1,0 +1,172 @@
+//! Other operations than LayerNorm, gradients from elsewhere, and operations that fail.
+
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayD, Axis, Ix2};
+
+use super::super::{CheckError, Function, Given, GradCheck, Progress, Stage, Verdict};
+use super::layer_norm::LayerNorm;
+use crate::numpy_random::default_rng;
+
+fn softmax(x: &ArrayD<f64>) -> ArrayD<f64> {
+    let mut y = x.clone();
+    for mut row in y.rows_mut() {
+        let max = row.fold(f64::NEG_INFINITY, |max, &x| max.max(x));
+        row.mapv_inplace(|x| (x - max).exp());
+        let sum = row.sum();
+        row.mapv_inplace(|x| x / sum);
+    }
+    y
+}
+
+fn softmax_backward(x: &ArrayD<f64>, dy: &ArrayD<f64>) -> ArrayD<f64> {
+    let y = softmax(x);
+    let mean = (&y * dy).sum_axis(Axis(y.ndim() - 1)).insert_axis(Axis(y.ndim() - 1));
+    &y * &(dy - &mean)
+}
+
+fn check(operation: &dyn super::super::Operation<f64>, shape: &[usize], output: &[usize]) -> Verdict {
+    let mut rng = default_rng(11);
+    let (x, dy) = (rng.standard_normal(shape), rng.standard_normal(output));
+    GradCheck::new().run(operation, &[x], &dy).unwrap().verdict
+}
+
+#[test]
+fn softmax_passes_and_softmax_without_its_mean_term_does_not() {
+    let right = Function::new("softmax", [4, 7], softmax, softmax_backward).independent_rows();
+    assert_eq!(check(&right, &[4, 7], &[4, 7]), Verdict::Passed);
+    let wrong = Function::new("softmax", [4, 7], softmax, |x, dy: &ArrayD<f64>| softmax(x) * dy);
+    assert_eq!(check(&wrong, &[4, 7], &[4, 7]), Verdict::Wrong);
+}
+
+#[test]
+fn a_linear_map_passes_and_its_transpose_does_not() {
+    let matrix = default_rng(2).standard_normal(&[5, 5]).into_dimensionality::<Ix2>().unwrap();
+    let apply =
+        |matrix: &Array2<f64>, x: &ArrayD<f64>| matrix.dot(&x.view().into_dimensionality::<Ix2>().unwrap()).into_dyn();
+    let transposed = matrix.t().to_owned();
+    let right = Function::new("linear", [5, 3], |x: &ArrayD<f64>| apply(&matrix, x), |_, dy| apply(&transposed, dy));
+    assert_eq!(check(&right, &[5, 3], &[5, 3]), Verdict::Passed);
+    let wrong = Function::new("linear", [5, 3], |x: &ArrayD<f64>| apply(&matrix, x), |_, dy| apply(&matrix, dy));
+    assert_eq!(check(&wrong, &[5, 3], &[5, 3]), Verdict::Wrong);
+}
+
+#[test]
+fn an_output_of_another_shape_than_the_input_is_checked() {
+    let sums = Function::new(
+        "sums",
+        [3, 4],
+        |x: &ArrayD<f64>| x.sum_axis(Axis(1)),
+        |x, dy| (x * 0.0 + 1.0) * dy.view().insert_axis(Axis(1)),
+    )
+    .output_shape([3]);
+    assert_eq!(check(&sums, &[3, 4], &[3]), Verdict::Passed);
+}
+
+#[test]
+fn a_loss_that_does_not_see_the_operation_is_inconclusive() {
+    // The sum of a row of LayerNorm without gamma is constant: so is the loss, and its gradient is zero.
+    let operation = LayerNorm::new(&[3, 8]);
+    let (inputs, dy) = operation.data::<f64>(&mut default_rng(4), |_, x| x);
+    let report = GradCheck::new().run(&operation, &inputs, &(dy * 0.0 + 1.0)).unwrap();
+    assert_eq!(report.verdict, Verdict::Inconclusive);
+    assert!(report.inputs[0].blind && report.reasons.iter().any(|reason| reason.contains("does not see")));
+}
+
+#[test]
+fn gradients_from_elsewhere_are_judged_in_their_own_precision() {
+    let operation = LayerNorm::affine(&[3, 8]);
+    let (inputs, dy) = operation.data::<f64>(&mut default_rng(4), |_, x| x);
+    let own = GradCheck::new().run(&operation, &inputs, &dy).unwrap();
+    let single = own.inputs[0].components.analytic.mapv(|value| value as f32);
+    let judged = |given: Given| {
+        let report = GradCheck::new().rtol(1e-8).judge(&operation, &inputs, &dy, &[Some(given), None, None]).unwrap();
+        assert_eq!(report.inputs.len(), 1);
+        report.verdict
+    };
+    assert_eq!(judged(Given::new(&single)), Verdict::Passed);
+    // The same values, said to be exact to 53 bits.
+    assert_eq!(judged(Given::new(&single.mapv(f64::from))), Verdict::Wrong);
+    assert_eq!(judged(Given::new(&single.mapv(|value| value * 1.0001))), Verdict::Wrong);
+}
+
+#[test]
+fn a_panic_is_reported_with_its_probe() {
+    let panics = Function::new(
+        "fragile",
+        [2, 3],
+        |x: &ArrayD<f64>| {
+            assert!(x[[1, 2]] > 4.4995, "cannot be moved down");
+            x.clone()
+        },
+        |_, dy| dy.clone(),
+    );
+    let mut x = ArrayD::from_elem(vec![2, 3], 1.0);
+    x[[1, 2]] = 4.5;
+    let error = GradCheck::new().eps(1e-3).run(&panics, &[x], &ArrayD::from_elem(vec![2, 3], 1.0)).unwrap_err();
+    let CheckError::Panicked { call, message } = &error else { panic!("{error}") };
+    assert_eq!(message, "cannot be moved down");
+    let probe = call.probe.as_ref().unwrap();
+    assert_eq!((call.stage, probe.input.as_str(), &probe.index[..]), (Stage::Forward, "x", &[1, 2][..]));
+    assert!(probe.step < 0.0);
+    assert_eq!(error.exit_code(), 1);
+}
+
+#[test]
+fn an_unwritten_gradient_is_invalid() {
+    let operation = Function::new(
+        "unwritten",
+        [4],
+        |x: &ArrayD<f64>| x.clone(),
+        |_, dy| {
+            let mut dx = dy.clone();
+            dx[[2]] = f64::NAN;
+            dx
+        },
+    );
+    let mut rng = default_rng(1);
+    let report = GradCheck::new().run(&operation, &[rng.random(&[4])], &rng.random(&[4])).unwrap();
+    assert_eq!(report.verdict, Verdict::Invalid);
+    let worst = report.inputs[0].worst.as_ref().unwrap();
+    assert_eq!((&worst.index[..], worst.stage), (&[2][..], Some(Stage::Analytic)));
+    assert!(report.max_abs_diff.is_nan() && report.to_string().starts_with("max_abs_diff: nan\n"));
+}
+
+#[test]
+fn a_step_that_changes_nothing_is_invalid() {
+    let operation = Function::new("identity", [2], |x: &ArrayD<f64>| x.clone(), |_, dy| dy.clone());
+    let x = ArrayD::from_elem(vec![2], 1e20);
+    let report = GradCheck::new().eps(1e-6).run(&operation, &[x], &ArrayD::from_elem(vec![2], 1.0)).unwrap();
+    assert_eq!(report.verdict, Verdict::Invalid);
+    assert_eq!(report.inputs[0].worst.as_ref().unwrap().stage, Some(Stage::Step));
+}
+
+#[test]
+fn a_check_ends_when_it_is_asked_to() {
+    let operation = LayerNorm::new(&[4, 8]);
+    let (inputs, dy) = operation.data::<f64>(&mut default_rng(4), |_, x| x);
+    let progress = Arc::new(Progress::default());
+    let check = GradCheck::new().progress(Arc::clone(&progress));
+    let report = check.run(&operation, &inputs, &dy).unwrap();
+    assert_eq!(progress.done(), report.forwards);
+    progress.stop();
+    let error = check.run(&operation, &inputs, &dy).unwrap_err();
+    assert!(matches!(error, CheckError::Stopped { forwards: 0 }));
+}
+
+#[test]
+fn arrays_that_do_not_fit_are_refused_by_name() {
+    let operation = LayerNorm::affine(&[4, 8]);
+    let (inputs, dy) = operation.data::<f64>(&mut default_rng(4), |_, x| x);
+    let refused = |inputs: &[ArrayD<f64>], dy: &ArrayD<f64>| {
+        let error = GradCheck::new().run(&operation, inputs, dy).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    };
+    assert_eq!(refused(&inputs[..2], &dy), "inputs: expected 3 arrays, one for each input of the operation, found 2");
+    let swapped = [inputs[1].clone(), inputs[0].clone(), inputs[2].clone()];
+    assert_eq!(refused(&swapped, &dy), "x: expected shape [4, 8], found [8]");
+    assert_eq!(refused(&inputs, &inputs[1]), "upstream gradient: expected shape [4, 8], found [8]");
+    let error = GradCheck::new().eps(0.0).run(&operation, &inputs, &dy).unwrap_err();
+    assert_eq!(error.to_string(), "eps: expected a finite number above zero, found 0");
+}

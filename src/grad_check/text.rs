@@ -1,0 +1,107 @@
+//! The report as text.
+
+use std::fmt;
+
+use super::report::{InputReport, Report, Worst};
+use super::verdict::Verdict;
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "max_abs_diff: {}", PythonFloat(self.max_abs_diff))?;
+        writeln!(formatter, "relative_diff: {}", PythonFloat(self.relative_diff))?;
+        writeln!(formatter, "verdict: {}", self.verdict)?;
+        for reason in &self.reasons {
+            writeln!(formatter, "  {reason}")?;
+        }
+        writeln!(formatter)?;
+        writeln!(formatter, "{} in {}, mode {}, {} forwards", self.operation, self.element, self.mode, self.forwards)?;
+        let measure = if self.kappa_against_f64 { "against f64" } else { "from its own differences" };
+        writeln!(formatter, "noise of the forward: {:.2} units of roundoff, measured {measure}", self.kappa)?;
+        self.inputs.iter().try_for_each(|input| write!(formatter, "{input}"))
+    }
+}
+
+impl fmt::Display for InputReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = self.counts;
+        write!(formatter, "{} {:?}: {}; {} components passed", self.name, self.shape, self.verdict, counts.passed)?;
+        for (count, verdict) in [
+            (counts.wrong, Verdict::Wrong),
+            (counts.invalid, Verdict::Invalid),
+            (counts.inconclusive, Verdict::Inconclusive),
+        ] {
+            if count > 0 {
+                write!(formatter, ", {count} {verdict}")?;
+            }
+        }
+        writeln!(formatter)?;
+        self.worst.iter().try_for_each(|worst| write!(formatter, "{worst}"))
+    }
+}
+
+impl fmt::Display for Worst {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, verdict, x, analytic, numeric, floor, tolerance, floors, step, .. } = self;
+        write!(formatter, "  worst: {index:?} {verdict}")?;
+        if let Some(stage) = self.stage {
+            write!(formatter, " ({stage})")?;
+        }
+        writeln!(formatter, ": x {x:e}, analytic {analytic:e}, numeric {numeric:e}")?;
+        writeln!(
+            formatter,
+            "    differ by {:.3e} = {floors:.3} floors; floor {floor:.3e}, tolerance {tolerance:.3e}, step {step:.3e}",
+            (analytic - numeric).abs()
+        )
+    }
+}
+
+/// A number as Python prints it: the shortest digits that read back the same, with an exponent of at least two digits
+/// from 1e16 upwards and below 1e-4.
+pub(super) struct PythonFloat(pub(super) f64);
+
+impl fmt::Display for PythonFloat {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.0;
+        if value.is_nan() {
+            return formatter.write_str("nan");
+        }
+        if value.is_infinite() {
+            return formatter.write_str(if value > 0.0 { "inf" } else { "-inf" });
+        }
+        if value == 0.0 || (1e-4..1e16).contains(&value.abs()) {
+            return write!(formatter, "{value:?}");
+        }
+        let digits = format!("{value:e}");
+        let (mantissa, exponent) = digits.split_once('e').unwrap_or((&digits, "0"));
+        let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |exponent| ('-', exponent));
+        write!(formatter, "{mantissa}e{sign}{exponent:0>2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each string is what `print(value)` writes in Python 3.
+    #[test]
+    fn numbers_are_printed_as_python_prints_them() {
+        for (value, expected) in [
+            (1.1812836819835582e-09, "1.1812836819835582e-09"),
+            (2.61470216195465e-10, "2.61470216195465e-10"),
+            (1e-5, "1e-05"),
+            (0.0001, "0.0001"),
+            (0.5, "0.5"),
+            (3.0, "3.0"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (-1.5e300, "-1.5e+300"),
+            (5e-324, "5e-324"),
+            (0.0, "0.0"),
+            (f64::NAN, "nan"),
+            (f64::INFINITY, "inf"),
+            (f64::NEG_INFINITY, "-inf"),
+        ] {
+            assert_eq!(PythonFloat(value).to_string(), expected);
+        }
+    }
+}
