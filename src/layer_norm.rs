@@ -1,6 +1,6 @@
 //! The public face: [`layer_norm`], [`layer_norm_backward`], and [`LayerNorm`] with everything.
 
-use crate::driver::{self, BackwardJob, ForwardJob};
+use crate::driver::{self, BackwardJob, ForwardJob, Streaming};
 use crate::kernel::forward::Parameters;
 use crate::rows::Rows;
 use crate::{Backend, Element, Error};
@@ -182,6 +182,7 @@ pub struct LayerNorm<'p, T> {
     beta: Option<&'p [T]>,
     epsilon: f64,
     backend: Option<Backend>,
+    streaming: Streaming,
 }
 
 impl<'p, T: Element> LayerNorm<'p, T> {
@@ -202,7 +203,14 @@ impl<'p, T: Element> LayerNorm<'p, T> {
     /// # Ok::<(), llm_operator::Error>(())
     /// ```
     pub fn with_shape(normalized_shape: &[usize]) -> Self {
-        Self { normalized_shape: normalized_shape.to_vec(), gamma: None, beta: None, epsilon: 1e-5, backend: None }
+        Self {
+            normalized_shape: normalized_shape.to_vec(),
+            gamma: None,
+            beta: None,
+            epsilon: 1e-5,
+            backend: None,
+            streaming: Streaming::Auto,
+        }
     }
 
     /// Multiplies the normalized values by `gamma`: as many elements as a row.
@@ -234,6 +242,15 @@ impl<'p, T: Element> LayerNorm<'p, T> {
         self
     }
 
+    /// Says whether outputs are written past the caches; by default where they cannot stay there.
+    ///
+    /// To stream saves the read of memory that is about to be overwritten; it loses where the output is read again soon.
+    #[must_use]
+    pub fn streaming(mut self, streaming: Streaming) -> Self {
+        self.streaming = streaming;
+        self
+    }
+
     /// The output, and what backward needs.
     ///
     /// `x` has any strides and a shape that ends in the normalized dimensions; `y` has its shape, in C order.
@@ -258,7 +275,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             y: &mut y,
             mean: Some(&mut mean),
             rstd: Some(&mut rstd),
-            stream: false,
+            streaming: self.streaming,
         });
         let y = shaped(x.raw_dim(), y);
         let cache =
@@ -307,7 +324,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             mean: &cache.mean,
             rstd: &cache.rstd,
             dx: Some((&mut dx, false)),
-            stream: false,
+            streaming: self.streaming,
         };
         let sums = driver::backward(job, self.gamma.is_some() || self.beta.is_some());
         let (dgamma, dbeta) = sums
@@ -349,7 +366,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
         let (mean, rstd) = statistics.map(|statistics| (statistics.mean, statistics.rstd)).unzip();
         check_length("statistics.mean", rows.count(), mean.as_ref().map_or(rows.count(), |mean| mean.len()))?;
         check_length("statistics.rstd", rows.count(), rstd.as_ref().map_or(rows.count(), |rstd| rstd.len()))?;
-        driver::forward(ForwardJob { backend, parameters, x: &rows, y, mean, rstd, stream: false });
+        driver::forward(ForwardJob { backend, parameters, x: &rows, y, mean, rstd, streaming: self.streaming });
         Ok(())
     }
 
@@ -406,7 +423,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             mean: statistics.mean,
             rstd: statistics.rstd,
             dx: dx.map(GradientMut::into_parts),
-            stream: false,
+            streaming: self.streaming,
         };
         if let Some(sums) = driver::backward(job, dgamma.is_some() || dbeta.is_some()) {
             let (dgamma_sum, dbeta_sum) = sums.split_at(width);

@@ -12,6 +12,7 @@ pub mod roofline;
 mod rows;
 mod simd;
 
+pub use driver::Streaming;
 pub use element::Element;
 pub use error::Error;
 pub use layer_norm::{

@@ -4,6 +4,7 @@
 //! rows, a part adds up its groups with a compensated sum, and the parts are added in a tree: no running sum is so
 //! long that its rounding errors, all of one sign where rows are alike, could add up to much.
 
+use super::Streaming;
 use crate::Element;
 use crate::kernel::backward::Backward;
 use crate::kernel::forward::Parameters;
@@ -35,14 +36,15 @@ pub(crate) struct BackwardJob<'a, T> {
     /// `rows * width` elements where it is wanted, and whether to add to it.
     pub(crate) dx: Option<(&'a mut [T], bool)>,
     /// Whether to write dx past the caches.
-    pub(crate) stream: bool,
+    pub(crate) streaming: Streaming,
 }
 
 /// Runs a job that starts at row 0; gives dgamma and then dbeta, `width` elements each, where they are wanted.
-pub(crate) fn backward<T: Element>(job: BackwardJob<'_, T>, wants_sums: bool) -> Option<Vec<T>> {
+pub(crate) fn backward<T: Element>(mut job: BackwardJob<'_, T>, wants_sums: bool) -> Option<Vec<T>> {
     let width = job.parameters.width;
     let rows = job.mean.len();
     let parallel = super::is_parallel::<T>(rows * width);
+    job.streaming = job.streaming.decided(3 * rows * width * size_of::<T>());
     if !wants_sums {
         let task = if parallel { super::task_rows::<T>(width) } else { rows };
         job.split(0, task, parallel, None);
@@ -117,7 +119,7 @@ impl<T: Element> BackwardJob<'_, T> {
 
     /// On this thread; `sums`, all zeros, has one part.
     fn run(self, first: usize, mut sums: Option<&mut [T]>) {
-        let Self { backend, parameters, x, dy, mean, rstd, mut dx, stream } = self;
+        let Self { backend, parameters, x, dy, mean, rstd, mut dx, streaming } = self;
         let width = parameters.width;
         let rows = mean.len();
         let in_place = sums.is_none() && x.is_contiguous() && dy.is_contiguous();
@@ -138,7 +140,7 @@ impl<T: Element> BackwardJob<'_, T> {
                 rstd: &rstd[start..end],
                 dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
                 sums: target.map(|sums| sums.split_at_mut(width)),
-                stream,
+                stream: streaming == Streaming::Always,
             });
             if let (Some(sums), true) = (sums.as_deref_mut(), start > 0) {
                 backend.run(AddInto { total: sums, lost: &mut lost, part: &group });

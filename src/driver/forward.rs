@@ -1,5 +1,6 @@
 //! Forward over all rows.
 
+use super::Streaming;
 use crate::Element;
 use crate::kernel::forward::{Forward, Parameters};
 use crate::rows::Rows;
@@ -18,11 +19,12 @@ pub(crate) struct ForwardJob<'a, T> {
     /// The same.
     pub(crate) rstd: Option<&'a mut [T]>,
     /// Whether to write y past the caches.
-    pub(crate) stream: bool,
+    pub(crate) streaming: Streaming,
 }
 
 /// Runs a job that starts at row 0.
-pub(crate) fn forward<T: Element>(job: ForwardJob<'_, T>) {
+pub(crate) fn forward<T: Element>(mut job: ForwardJob<'_, T>) {
+    job.streaming = job.streaming.decided(2 * size_of_val(job.y));
     if super::is_parallel::<T>(job.y.len()) { job.split(0) } else { job.run(0) }
 }
 
@@ -56,7 +58,7 @@ impl<T: Element> ForwardJob<'_, T> {
                 y,
                 mean: mean.as_deref_mut().map(|mean| &mut mean[start..end]),
                 rstd: rstd.as_deref_mut().map(|rstd| &mut rstd[start..end]),
-                stream: self.stream,
+                stream: self.streaming == Streaming::Always,
                 segments: &mut segments,
             });
         }

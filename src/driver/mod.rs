@@ -6,6 +6,7 @@
 //! thread, which does not even start rayon.
 
 mod backward;
+mod cache;
 mod copy;
 mod forward;
 
@@ -37,4 +38,27 @@ fn middle(rows: usize, task: usize) -> Option<usize> {
 /// The first `middle` elements of an optional slice, and the others.
 fn split_optional<T>(slice: Option<&mut [T]>, middle: usize) -> (Option<&mut [T]>, Option<&mut [T]>) {
     slice.map(|slice| slice.split_at_mut(middle)).unzip()
+}
+
+/// Whether outputs are written past the caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Streaming {
+    /// Where inputs and outputs together cannot stay in the last-level cache, whose size is read from the machine.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Streaming {
+    /// The decision for a call that touches so many bytes.
+    fn decided(self, bytes: usize) -> Self {
+        match self {
+            Self::Auto if bytes > cache::last_level() / 2 => Self::Always,
+            Self::Auto => Self::Never,
+            decided => decided,
+        }
+    }
 }

@@ -5,10 +5,10 @@
 //! asks for that.
 
 use super::careful::{self, CarefulRow};
-use super::stats::{self, Moments, RowStatistics};
+use super::stats::{self, Segment};
 use super::wide::Wide;
 use crate::Element;
-use crate::simd::{Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
 /// What forward needs besides x: the same for all rows.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Forward<'a, T> {
     /// Whether to write y past the caches.
     pub(crate) stream: bool,
     /// Room for the moments of the segments of one row.
-    pub(crate) segments: &'a mut Vec<Moments>,
+    pub(crate) segments: &'a mut Vec<Segment>,
 }
 
 impl<T: Element> Kernel for Forward<'_, T> {
@@ -53,32 +53,49 @@ impl<T: Element> Kernel for Forward<'_, T> {
     }
 }
 
+/// Bytes of x in a batch of rows: with as many of y, what a first-level cache holds.
+const BATCH_BYTES: usize = 24 << 10;
+
 impl<T: Element> Forward<'_, T> {
     #[inline(always)]
     fn rows<I: Isa, const GAMMA: bool, const BETA: bool>(mut self, isa: I, gamma: &[T], beta: &[T]) {
-        let Parameters { width, epsilon, .. } = self.parameters;
-        for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
-            let (mean, rstd) = if width < careful::NARROW {
-                careful_row(&self.parameters, x, y)
-            } else {
-                let found = row_statistics(isa, x, self.segments);
-                let variance = found.variance + epsilon;
-                if careful::is_ordinary::<T>(variance) {
-                    // `f64` rows have no wider type to finish in but a pair.
-                    let rstd =
-                        T::from_f64((T::Wide::new(found.variance) + T::Wide::new(epsilon)).reciprocal_sqrt().value());
-                    Normalize::<T, I, GAMMA, BETA>::new(isa, &found, rstd, self.stream).row(x, y, gamma, beta);
-                    (found.rounded_mean(), rstd)
+        let width = self.parameters.width;
+        if width < careful::NARROW {
+            for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
+                let (mean, rstd) = careful_row(&self.parameters, x, y);
+                save(&mut self.mean, row, &[mean]);
+                save(&mut self.rstd, row, &[rstd]);
+            }
+            return;
+        }
+        let is_long = width > super::segment::<T>();
+        let batch = if is_long { 1 } else { (BATCH_BYTES / (width * size_of::<T>())).clamp(1, BATCH) };
+        for (i, (x, y)) in self.x.chunks(batch * width).zip(self.y.chunks_mut(batch * width)).enumerate() {
+            let next = &self.x[((i + 1) * batch * width).min(self.x.len())..];
+            let found = if is_long { stats::long_row(isa, x, self.segments) } else { stats::short_rows(isa, x, width) };
+            let (mut mean, mut rstd) = ([T::ZERO; BATCH], [T::ZERO; BATCH]);
+            let mut ordinary = true;
+            for row in 0..BATCH {
+                let variance = found.variance[row] + self.parameters.epsilon;
+                ordinary &= careful::is_ordinary::<T>(variance) || row >= batch;
+                // `f64` rows have no wider type to finish in but a pair.
+                let variance = T::Wide::new(found.variance[row]) + T::Wide::new(self.parameters.epsilon);
+                rstd[row] = T::from_f64(variance.reciprocal_sqrt().value());
+                mean[row] = T::from_f64(found.mean[row].to_f64() + found.correction[row]);
+            }
+            for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
+                if ordinary || careful::is_ordinary::<T>(found.variance[row] + self.parameters.epsilon) {
+                    let correction = T::from_f64(found.correction[row]);
+                    let next = &next[(row * width).min(next.len())..];
+                    Normalize::<T, I, GAMMA, BETA>::new(isa, found.mean[row], correction, rstd[row], self.stream)
+                        .row(x, y, gamma, beta, next);
                 } else {
-                    rescued_row(&self.parameters, x, y)
+                    (mean[row], rstd[row]) = rescued_row(&self.parameters, x, y);
                 }
-            };
-            if let Some(means) = &mut self.mean {
-                means[row] = mean;
             }
-            if let Some(rstds) = &mut self.rstd {
-                rstds[row] = rstd;
-            }
+            let rows = x.len() / width;
+            save(&mut self.mean, i * batch, &mean[..rows]);
+            save(&mut self.rstd, i * batch, &rstd[..rows]);
         }
         if self.stream {
             isa.fence();
@@ -86,17 +103,12 @@ impl<T: Element> Forward<'_, T> {
     }
 }
 
-/// The statistics of a row of any width.
+/// Writes the statistics of rows from `first` on, where they are wanted.
 #[inline(always)]
-pub(super) fn row_statistics<T: Element, I: Isa>(isa: I, x: &[T], segments: &mut Vec<Moments>) -> RowStatistics<T> {
-    if x.len() <= super::segment::<T>() {
-        return RowStatistics::from_segment(stats::moments(isa, x));
+fn save<T: Copy>(all: &mut Option<&mut [T]>, first: usize, values: &[T]) {
+    if let Some(all) = all {
+        all[first..first + values.len()].copy_from_slice(values);
     }
-    segments.clear();
-    for segment in x.chunks(super::segment::<T>()) {
-        segments.push(stats::moments(isa, segment));
-    }
-    RowStatistics::from_segments(segments)
 }
 
 /// A row that is computed with care; its mean and `rstd`.
@@ -133,11 +145,11 @@ pub(crate) struct Normalize<T: Element, I: Isa, const GAMMA: bool, const BETA: b
 
 impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GAMMA, BETA> {
     #[inline(always)]
-    pub(crate) fn new(isa: I, row: &RowStatistics<T>, rstd: T, stream: bool) -> Self {
+    pub(crate) fn new(isa: I, mean: T, correction: T, rstd: T, stream: bool) -> Self {
         Self {
             isa,
-            mean: T::Lanes::splat(isa, row.mean),
-            correction: T::Lanes::splat(isa, T::from_f64(row.correction)),
+            mean: T::Lanes::splat(isa, mean),
+            correction: T::Lanes::splat(isa, correction),
             rstd: T::Lanes::splat(isa, rstd),
             stream,
         }
@@ -145,9 +157,9 @@ impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GA
 
     /// A row, or a piece of one with the same piece of gamma and beta.
     #[inline(always)]
-    pub(crate) fn row(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
+    pub(crate) fn row(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T], next: &[T]) {
         if !self.stream {
-            return self.span::<false>(x, y, gamma, beta);
+            return self.span::<false>(x, y, gamma, beta, next);
         }
         // Streaming stores want y aligned; the elements before that go through the caches.
         let head = super::misaligned(y);
@@ -156,20 +168,23 @@ impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GA
         let (gamma_head, gamma) = if GAMMA { gamma.split_at(head) } else { (gamma, gamma) };
         let (beta_head, beta) = if BETA { beta.split_at(head) } else { (beta, beta) };
         self.tail(x_head, y_head, gamma_head, beta_head);
-        self.span::<true>(x, y, gamma, beta);
+        self.span::<true>(x, y, gamma, beta, next);
     }
 
     #[inline(always)]
-    fn span<const STREAM: bool>(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
+    fn span<const STREAM: bool>(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T], next: &[T]) {
         let isa = self.isa;
         let (x, x_tail) = T::chunks(x);
         let (y, y_tail) = T::chunks_mut(y);
         let (gamma, gamma_tail) = T::chunks(gamma);
         let (beta, beta_tail) = T::chunks(beta);
         let y = &mut y[..x.len()];
+        let next = T::chunks(next).0;
+        let next = if next.len() >= x.len() { &next[..x.len()] } else { x };
         let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
         let beta = if BETA { &beta[..x.len()] } else { beta };
         for i in 0..x.len() {
+            isa.prefetch(&next[i]);
             let mut value = self.normalized(T::Lanes::load(isa, &x[i]));
             if GAMMA && BETA {
                 value = value.mul_add(T::Lanes::load(isa, &gamma[i]), T::Lanes::load(isa, &beta[i]));

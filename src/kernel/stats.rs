@@ -1,25 +1,27 @@
-//! The mean and `rstd` of a row: a corrected two-pass algorithm.
+//! The mean and `rstd` of a row: a shifted algorithm in one pass, with a correction.
 //!
-//! Pass one takes `sum(x - x0)`, where `x0` is the row's first element: what is added up has the size of the
-//! row's spread, not of its mean, so that a row at 1e8 with a spread of 10 loses nothing. It gives
-//! `mean = x0 + sum / width`, rounded to the element type.
-//!
-//! Pass two takes `d = x - mean`, `sum(d)` and `sum(d * d)`. With `correction = sum(d) / width`, the rounding
-//! of the mean,
+//! A *pilot* is a number of the element type near the mean: that of four chunks spread over the row (of all
+//! elements where there are no more), taken as `x0 + mean(x - x0)` with the row's first element `x0`. Then one pass
+//! takes `d = x - pilot`, `sum(d)` and `sum(d * d)`, and
 //!
 //! ```text
-//! var  = sum(d * d) / width - correction^2
+//! c    = sum(d) / width                        the distance of the mean from the pilot
+//! var  = sum(d * d) / width - c^2
 //! rstd = 1 / sqrt(var + epsilon)
-//! xhat = (d - correction) * rstd
 //! ```
 //!
-//! (Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", 1983; the correction serves the
-//! normalized value as well.) Rows longer than a segment take both passes segment by segment, while the
-//! segment is in cache, and the segments' moments are put together in `f64` by the same paper's formula. So a
-//! row costs one pass over memory, however long it is.
+//! What is added up has the size of the row's spread, not of its mean: a row at 1e8 with a spread of 10 loses
+//! nothing. The difference cancels only where `c^2` is not small beside `var`; with a pilot of 64 elements it is about
+//! 1/64 of it. Where it is more than `var`, as in a row whose four chunks are unlike the rest, a second pass is
+//! taken about the mean that the first one found: the corrected two-pass algorithm. (Chan, Golub and LeVeque,
+//! "Algorithms for Computing the Sample Variance", 1983, have both.)
+//!
+//! The mean is kept as `pilot + c`, rounded to the element type, and what that rounding lost, the *correction*; both are
+//! subtracted from x. Rows longer than a segment are taken segment by segment, and the segments' moments put together
+//! in `f64`. So a row is read from memory once for its statistics, however long it is.
 
 use crate::Element;
-use crate::simd::{Isa, Lanes};
+use crate::simd::{BATCH, Isa, Lanes};
 
 /// A sum that carries its own rounding error along (Neumaier's variant of Kahan's algorithm).
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,73 +49,96 @@ impl CompensatedSum {
     }
 }
 
-/// The moments of a segment about `mean`, a number of the element type near its mean.
+/// The moments of segments about a number near the mean of each, at most [`BATCH`] of them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moments {
-    /// Elements in the segment.
-    len: f64,
+pub(crate) struct Moments<T> {
     /// The number that was subtracted from each element.
-    mean: f64,
+    mean: [T; BATCH],
     /// `sum(x - mean)`.
-    sum: f64,
+    sum: [f64; BATCH],
     /// `sum((x - mean)^2)`.
+    squares: [f64; BATCH],
+}
+
+/// The moments of one segment of a long row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    len: f64,
+    mean: f64,
+    sum: f64,
     squares: f64,
 }
 
-/// Mean and variance of a row: its mean is `mean + correction`.
+/// Means and variances of rows: the mean of a row is `mean + correction`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowStatistics<T> {
-    /// The mean, as rounded to the element type.
-    pub(crate) mean: T,
-    /// The true mean less `mean`.
-    pub(crate) correction: f64,
-    /// The variance, without `epsilon`.
-    pub(crate) variance: f64,
+    /// The means, as rounded to the element type.
+    pub(crate) mean: [T; BATCH],
+    /// The true means less `mean`.
+    pub(crate) correction: [f64; BATCH],
+    /// The variances, without `epsilon`.
+    pub(crate) variance: [f64; BATCH],
 }
 
-impl<T: Element> RowStatistics<T> {
-    /// Puts together the moments of a row's segments.
-    #[inline(always)]
-    pub(crate) fn from_segments(segments: &[Moments]) -> Self {
-        if let [only] = segments {
-            return Self::from_segment(*only);
-        }
-        let Some(first) = segments.first() else {
-            return Self { mean: T::ZERO, correction: 0.0, variance: 0.0 };
-        };
-        // Means of the segments, as distances from that of the first: those are small where the row's mean is
-        // large.
-        let distance = |segment: &Moments| (segment.mean - first.mean) + segment.sum / segment.len;
-        let mut width = 0.0;
-        let mut sum = CompensatedSum::default();
-        for segment in segments {
-            width += segment.len;
-            sum.add(segment.len * distance(segment));
-        }
-        let shift = sum.value() / width;
-        let mut squares = CompensatedSum::default();
-        for segment in segments {
-            squares.add(segment.squares - segment.sum / segment.len * segment.sum);
-            let between = distance(segment) - shift;
-            squares.add(segment.len * between * between);
-        }
-        let mean = T::from_f64(first.mean + shift);
-        Self { mean, correction: (first.mean - mean.to_f64()) + shift, variance: not_negative(squares.value() / width) }
+/// The statistics of at most [`BATCH`] rows, each of one segment at most.
+///
+/// Rows go together so that one finds work to do while the sums of another are finished.
+#[inline(always)]
+pub(super) fn short_rows<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> RowStatistics<T> {
+    let moments = moments(isa, x, width);
+    let len = width as f64;
+    let mut found = RowStatistics { mean: [T::ZERO; BATCH], correction: [0.0; BATCH], variance: [0.0; BATCH] };
+    for i in 0..BATCH {
+        let pilot = moments.mean[i].to_f64();
+        let distance = moments.sum[i] / len;
+        found.mean[i] = T::from_f64(pilot + distance);
+        found.correction[i] = (pilot - found.mean[i].to_f64()) + distance;
+        found.variance[i] = not_negative((moments.squares[i] - distance * moments.sum[i]) / len);
     }
+    found
+}
 
-    /// The statistics of a row that is one segment.
-    #[inline(always)]
-    pub(crate) fn from_segment(moments: Moments) -> Self {
-        let correction = moments.sum / moments.len;
-        let variance = (moments.squares - correction * moments.sum) / moments.len;
-        Self { mean: T::from_f64(moments.mean), correction, variance: not_negative(variance) }
+/// The statistics of one row of several segments, in the first place of each array.
+#[inline(always)]
+pub(super) fn long_row<T: Element, I: Isa>(isa: I, x: &[T], segments: &mut Vec<Segment>) -> RowStatistics<T> {
+    segments.clear();
+    for segment in x.chunks(super::segment::<T>()) {
+        let moments = moments(isa, segment, segment.len());
+        segments.push(Segment {
+            len: segment.len() as f64,
+            mean: moments.mean[0].to_f64(),
+            sum: moments.sum[0],
+            squares: moments.squares[0],
+        });
     }
+    from_segments(segments)
+}
 
-    /// The mean that is reported: rounded once.
-    #[inline(always)]
-    pub(crate) fn rounded_mean(&self) -> T {
-        T::from_f64(self.mean.to_f64() + self.correction)
+/// Puts together the moments of a row's segments.
+fn from_segments<T: Element>(segments: &[Segment]) -> RowStatistics<T> {
+    let mut found = RowStatistics { mean: [T::ZERO; BATCH], correction: [0.0; BATCH], variance: [0.0; BATCH] };
+    let Some(first) = segments.first() else {
+        return found;
+    };
+    // Means of the segments, as distances from that of the first: those are small where the row's mean is large.
+    let distance = |segment: &Segment| (segment.mean - first.mean) + segment.sum / segment.len;
+    let mut width = 0.0;
+    let mut sum = CompensatedSum::default();
+    for segment in segments {
+        width += segment.len;
+        sum.add(segment.len * distance(segment));
     }
+    let shift = sum.value() / width;
+    let mut squares = CompensatedSum::default();
+    for segment in segments {
+        squares.add(segment.squares - segment.sum / segment.len * segment.sum);
+        let between = distance(segment) - shift;
+        squares.add(segment.len * between * between);
+    }
+    found.mean[0] = T::from_f64(first.mean + shift);
+    found.correction[0] = (first.mean - found.mean[0].to_f64()) + shift;
+    found.variance[0] = not_negative(squares.value() / width);
+    found
 }
 
 /// The larger of the value and zero; NaN where it is NaN (which `max` would turn into 0).
@@ -129,49 +154,74 @@ const ACCUMULATORS: usize = 4;
 /// with few bits, as rows far from zero have, would round the same way again and again.
 const RUN: usize = 8;
 
-/// The moments of one segment: two passes over it.
+/// The moments of at most [`BATCH`] rows or segments of one width.
 #[inline(always)]
-pub(crate) fn moments<T: Element, I: Isa>(isa: I, x: &[T]) -> Moments {
-    let Some(&first) = x.first() else {
-        return Moments { len: 0.0, mean: 0.0, sum: 0.0, squares: 0.0 };
+fn moments<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> Moments<T> {
+    let pilots = pilots(isa, x, width);
+    let mut found = moments_about(isa, x, width, pilots);
+    let len = width as f64;
+    let is_far = |found: &Moments<T>, i: usize| {
+        let mean = found.sum[i] / len;
+        // True where the variance is less than the square of the distance; false where either is NaN.
+        found.squares[i] < 2.0 * mean * found.sum[i]
     };
-    let len = x.len() as f64;
-    let mean = T::from_f64(first.to_f64() + shifted_sum(isa, x, first) / len);
-    let (sum, squares) = sum_and_squares(isa, x, mean);
-    Moments { len, mean: mean.to_f64(), sum, squares }
+    let mut any_is_far = false;
+    for i in 0..BATCH {
+        any_is_far |= is_far(&found, i);
+    }
+    if any_is_far {
+        let mut means = pilots;
+        for i in 0..BATCH {
+            if is_far(&found, i) {
+                means[i] = T::from_f64(pilots[i].to_f64() + found.sum[i] / len);
+            }
+        }
+        found = moments_about(isa, x, width, means);
+    }
+    found
 }
 
-/// `sum(x - shift)`.
+/// Chunks of a row that its pilot is the mean of.
+const PILOT: usize = 4;
+
+/// A number near the mean of each row.
 #[inline(always)]
-fn shifted_sum<T: Element, I: Isa>(isa: I, x: &[T], shift: T) -> f64 {
-    let shift = T::Lanes::splat(isa, shift);
+fn pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> [T; BATCH] {
     let zero = T::Lanes::splat(isa, T::ZERO);
-    let mut total = zero;
-    let (chunks, tail) = T::chunks(x);
-    for run in chunks.chunks(RUN * ACCUMULATORS) {
-        let mut sum = [zero; ACCUMULATORS];
-        let (groups, rest) = run.as_chunks::<ACCUMULATORS>();
-        for group in groups {
-            for i in 0..ACCUMULATORS {
-                sum[i] = sum[i] + (T::Lanes::load(isa, &group[i]) - shift);
-            }
+    let mut totals = [zero; BATCH];
+    let mut first = [T::ZERO; BATCH];
+    let chunks = width / T::LANES;
+    for (i, row) in x.chunks_exact(width).enumerate().take(BATCH) {
+        first[i] = row[0];
+        let shift = T::Lanes::splat(isa, row[0]);
+        let row = T::chunks(row).0;
+        for k in 0..PILOT.min(chunks) {
+            totals[i] = totals[i] + (T::Lanes::load(isa, &row[k * chunks / PILOT.min(chunks)]) - shift);
         }
-        for i in 0..ACCUMULATORS - 1 {
-            if i < rest.len() {
-                sum[i] = sum[i] + (T::Lanes::load(isa, &rest[i]) - shift);
-            }
-        }
-        total = total + tree(sum);
     }
-    if !tail.is_empty() {
-        total = total + (T::Lanes::load_tail(isa, tail, shift) - shift);
+    let totals = T::Lanes::sums(totals);
+    let len = (PILOT.min(chunks) * T::LANES).max(1) as f64;
+    let mut found = [T::ZERO; BATCH];
+    for i in 0..BATCH {
+        found[i] = T::from_f64(first[i].to_f64() + totals[i] / len);
     }
-    total.sum()
+    found
 }
 
-/// `sum(d)` and `sum(d * d)` of `d = x - mean`.
+/// The moments of rows about given numbers.
 #[inline(always)]
-fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], mean: T) -> (f64, f64) {
+fn moments_about<T: Element, I: Isa>(isa: I, x: &[T], width: usize, mean: [T; BATCH]) -> Moments<T> {
+    let zero = T::Lanes::splat(isa, T::ZERO);
+    let [mut sum, mut squares] = [[zero; BATCH]; 2];
+    for (i, row) in x.chunks_exact(width).enumerate().take(BATCH) {
+        (sum[i], squares[i]) = sum_and_squares(isa, row, mean[i]);
+    }
+    Moments { mean, sum: T::Lanes::sums(sum), squares: T::Lanes::sums(squares) }
+}
+
+/// `sum(d)` and `sum(d * d)` of `d = x - mean`, lane by lane.
+#[inline(always)]
+fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], mean: T) -> (T::Lanes<I>, T::Lanes<I>) {
     let mean = T::Lanes::splat(isa, mean);
     let zero = T::Lanes::splat(isa, T::ZERO);
     let (mut total, mut total_squares) = (zero, zero);
@@ -201,7 +251,7 @@ fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], mean: T) -> (f64, f64) {
         total = total + d;
         total_squares = d.mul_add(d, total_squares);
     }
-    (total.sum(), total_squares.sum())
+    (total, total_squares)
 }
 
 /// Four accumulators, added pairwise.

@@ -30,6 +30,12 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// Runs a kernel compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
+    /// Asks for the cache line of `value`, which is read soon.
+    #[inline(always)]
+    fn prefetch<V>(self, value: &V) {
+        let _ = value;
+    }
+
     /// Makes streaming stores visible to other threads, before a result is handed on.
     fn fence(self) {}
 }
@@ -45,6 +51,9 @@ pub(crate) trait Kernel {
     /// Does the work.
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
+
+/// Registers that are summed together: as many as a register has `f64`.
+pub(crate) const BATCH: usize = 8;
 
 /// 64 bytes of elements in registers.
 pub(crate) trait Lanes<E: Vectorized, I: Isa>:
@@ -80,4 +89,10 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
 
     /// The sum over the lanes, in `f64`: the upper half is added to the lower half until one lane is left.
     fn sum(self) -> f64;
+
+    /// [`sum`](Self::sum) of eight registers: transposed, they take fewer additions than one by one.
+    #[inline(always)]
+    fn sums(registers: [Self; BATCH]) -> [f64; BATCH] {
+        registers.map(Self::sum)
+    }
 }

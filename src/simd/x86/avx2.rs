@@ -1,6 +1,6 @@
 //! AVX2 with FMA: a logical register is two ymm, the lower lanes first; tails are masked.
 
-use crate::simd::{Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
 macro_rules! avx2_features {
     ($macro:ident! { $($rest:tt)* }) => {
@@ -16,7 +16,7 @@ avx2_features! { token! {
 register!(F32x16([std::arch::x86_64::__m256; 2]), Avx2, f32, 16, f32x16);
 
 mod f32x16 {
-    use super::Avx2;
+    use super::{Avx2, BATCH};
     use std::arch::x86_64::*;
 
     avx2_features! { functions! { Avx2 as isa;
@@ -80,6 +80,13 @@ mod f32x16 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
+        fn sums(registers: [[__m256; 2]; BATCH]) -> [f64; BATCH] {
+            super::f64x8::sums_of_fours(isa, registers.map(|[a, b]| {
+                let quarter = |a: __m256| [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
+                let (lower, upper) = (quarter(a), quarter(b));
+                _mm256_add_pd(_mm256_add_pd(lower[0], upper[0]), _mm256_add_pd(lower[1], upper[1]))
+            }))
+        }
         fn mask(len: usize) -> __m256i {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             _mm256_cmpgt_epi32(_mm256_set1_epi32(len.min(8) as i32), lanes)
@@ -90,7 +97,7 @@ mod f32x16 {
 register!(F64x8([std::arch::x86_64::__m256d; 2]), Avx2, f64, 8, f64x8);
 
 mod f64x8 {
-    use super::Avx2;
+    use super::{Avx2, BATCH};
     use std::arch::x86_64::*;
 
     avx2_features! { functions! { Avx2 as isa;
@@ -151,6 +158,23 @@ mod f64x8 {
             let four = _mm256_add_pd(a[0], a[1]);
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+        fn sums(registers: [[__m256d; 2]; BATCH]) -> [f64; BATCH] {
+            sums_of_fours(isa, registers.map(|[a, b]| _mm256_add_pd(a, b)))
+        }
+        fn sums_of_fours(fours: [__m256d; BATCH]) -> [f64; BATCH] {
+            let mut found = [0.0; BATCH];
+            for i in 0..2 {
+                // Halves of two registers side by side, added; then the halves of those: register r ends in lane r.
+                let pair = |a: __m256d, b: __m256d| {
+                    _mm256_add_pd(_mm256_permute2f128_pd::<0x20>(a, b), _mm256_permute2f128_pd::<0x31>(a, b))
+                };
+                let (a, b) = (pair(fours[4 * i], fours[4 * i + 2]), pair(fours[4 * i + 1], fours[4 * i + 3]));
+                let sums = _mm256_add_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+                // SAFETY: half of the array is 32 writable bytes, and the store asks for no alignment.
+                unsafe { _mm256_storeu_pd(found[4 * i..4 * i + 4].as_mut_ptr(), sums) };
+            }
+            found
         }
         fn mask(len: usize) -> __m256i {
             let lanes = _mm256_setr_epi64x(0, 1, 2, 3);

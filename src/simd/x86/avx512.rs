@@ -1,6 +1,6 @@
 //! AVX-512: a logical register is one zmm; tails are masked.
 
-use crate::simd::{Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
 macro_rules! avx512_features {
     ($macro:ident! { $($rest:tt)* }) => {
@@ -16,7 +16,7 @@ avx512_features! { token! {
 register!(F32x16(std::arch::x86_64::__m512), Avx512, f32, 16, f32x16);
 
 mod f32x16 {
-    use super::Avx512;
+    use super::{Avx512, BATCH};
     use std::arch::x86_64::*;
 
     avx512_features! { functions! { Avx512 as isa;
@@ -57,6 +57,13 @@ mod f32x16 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
+        fn sums(registers: [__m512; BATCH]) -> [f64; BATCH] {
+            let eight = registers.map(|a| {
+                let (lower, upper) = (_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+                _mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper))
+            });
+            super::f64x8::sums(isa, eight)
+        }
     } }
 
     /// The mask of the first `len` lanes; of all where `len` is more.
@@ -69,7 +76,7 @@ mod f32x16 {
 register!(F64x8(std::arch::x86_64::__m512d), Avx512, f64, 8, f64x8);
 
 mod f64x8 {
-    use super::Avx512;
+    use super::{Avx512, BATCH};
     use std::arch::x86_64::*;
 
     avx512_features! { functions! { Avx512 as isa;
@@ -107,6 +114,27 @@ mod f64x8 {
             let four = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd::<1>(a));
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+        fn sums(eight: [__m512d; BATCH]) -> [f64; BATCH] {
+            // Halves of neighbours side by side, added; then quarters; then eighths: register r ends in lane r.
+            let halves: [__m512d; 4] = std::array::from_fn(|i| {
+                let (a, b) = (eight[i], eight[i + 4]);
+                _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xee>(a, b))
+            });
+            // Lanes of halves[i]: four of register i, four of register i + 4.
+            let quarters: [__m512d; 2] = std::array::from_fn(|i| {
+                let (a, b) = (halves[i], halves[i + 2]);
+                _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xdd>(a, b))
+            });
+            // Lanes of quarters[i]: two each of registers i, i + 4, i + 2, i + 6.
+            let (a, b) = (quarters[0], quarters[1]);
+            let sums = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+            // Lanes: registers 0, 1, 4, 5, 2, 3, 6, 7.
+            let sums = _mm512_shuffle_f64x2::<0b11_01_10_00>(sums, sums);
+            let mut found = [0.0; BATCH];
+            // SAFETY: the array is 64 writable bytes, and the store asks for no alignment.
+            unsafe { _mm512_storeu_pd(found.as_mut_ptr(), sums) };
+            found
         }
     } }
 

@@ -38,6 +38,13 @@ macro_rules! token {
             }
 
             #[inline(always)]
+            fn prefetch<V>(self, value: &V) {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                // SAFETY: a prefetch reads nothing and cannot fault; SSE is part of every x86-64 CPU.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+            }
+
+            #[inline(always)]
             fn fence(self) {
                 // SAFETY: `sfence` is part of SSE, which every x86-64 CPU has.
                 unsafe { std::arch::x86_64::_mm_sfence() };
@@ -150,6 +157,11 @@ macro_rules! register {
             #[inline(always)]
             fn sum(self) -> f64 {
                 $functions::sum(self.1, self.0)
+            }
+
+            #[inline(always)]
+            fn sums(registers: [Self; BATCH]) -> [f64; BATCH] {
+                $functions::sums(registers[0].1, registers.map(|register| register.0))
             }
         }
     };
