@@ -493,7 +493,7 @@ fn shaped<T, D: Dimension>(shape: D, elements: Vec<T>) -> Array<T, D> {
 
 /// A slice as whole rows.
 fn rows_of<'a, T: Element>(argument: &'static str, slice: &'a [T], width: usize) -> Result<Rows<'a, T>, Error> {
-    if slice.len() % width != 0 {
+    if !slice.len().is_multiple_of(width) {
         return Err(Error::PartialRow { argument, width, found: slice.len() });
     }
     Ok(Rows::from_slice(slice, width))

@@ -45,10 +45,10 @@ impl<T: Element> Kernel for Forward<'_, T> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         match (self.parameters.gamma, self.parameters.beta) {
-            (Some(gamma), Some(beta)) => self.rows::<I, true, true>(isa, gamma, beta),
-            (Some(gamma), None) => self.rows::<I, true, false>(isa, gamma, &[]),
-            (None, Some(beta)) => self.rows::<I, false, true>(isa, &[], beta),
-            (None, None) => self.rows::<I, false, false>(isa, &[], &[]),
+            (Some(gamma), Some(beta)) => self.widths::<I, true, true>(isa, gamma, beta),
+            (Some(gamma), None) => self.widths::<I, true, false>(isa, gamma, &[]),
+            (None, Some(beta)) => self.widths::<I, false, true>(isa, &[], beta),
+            (None, None) => self.widths::<I, false, false>(isa, &[], &[]),
         }
     }
 }
@@ -57,49 +57,85 @@ impl<T: Element> Kernel for Forward<'_, T> {
 const BATCH_BYTES: usize = 24 << 10;
 
 impl<T: Element> Forward<'_, T> {
+    /// All rows; full batches of the commonest short widths by loops of known length.
     #[inline(always)]
-    fn rows<I: Isa, const GAMMA: bool, const BETA: bool>(mut self, isa: I, gamma: &[T], beta: &[T]) {
+    fn widths<I: Isa, const GAMMA: bool, const BETA: bool>(mut self, isa: I, gamma: &[T], beta: &[T]) {
         let width = self.parameters.width;
+        let rows = self.x.len() / width;
         if width < careful::NARROW {
-            for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
-                let (mean, rstd) = careful_row(&self.parameters, x, y);
-                save(&mut self.mean, row, &[mean]);
-                save(&mut self.rstd, row, &[rstd]);
-            }
-            return;
+            return self.narrow_rows();
         }
-        let is_long = width > super::segment::<T>();
+        let full = rows / BATCH * BATCH;
+        let first = match width / T::LANES {
+            _ if self.stream || !width.is_multiple_of(T::LANES) => 0,
+            4 => self.rows::<I, GAMMA, BETA, 4>(isa, gamma, beta, 0..full),
+            8 => self.rows::<I, GAMMA, BETA, 8>(isa, gamma, beta, 0..full),
+            16 => self.rows::<I, GAMMA, BETA, 16>(isa, gamma, beta, 0..full),
+            _ => 0,
+        };
+        self.rows::<I, GAMMA, BETA, 0>(isa, gamma, beta, first..rows);
+        if self.stream {
+            isa.fence();
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_rows(&mut self) {
+        let width = self.parameters.width;
+        for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
+            let (mean, rstd) = careful_row(&self.parameters, x, y);
+            save(&mut self.mean, row, &[mean]);
+            save(&mut self.rstd, row, &[rstd]);
+        }
+    }
+
+    /// The rows of a range; gives its end. Where `CHUNKS` is not 0 they are full batches of rows of so many chunks.
+    #[inline(always)]
+    fn rows<I: Isa, const GAMMA: bool, const BETA: bool, const CHUNKS: usize>(
+        &mut self,
+        isa: I,
+        gamma: &[T],
+        beta: &[T],
+        range: std::ops::Range<usize>,
+    ) -> usize {
+        let (_, width) = stats::known::<T, CHUNKS>(0, self.parameters.width);
+        let is_long = CHUNKS == 0 && width > super::segment::<T>();
         let batch = if is_long { 1 } else { (BATCH_BYTES / (width * size_of::<T>())).clamp(1, BATCH) };
-        for (i, (x, y)) in self.x.chunks(batch * width).zip(self.y.chunks_mut(batch * width)).enumerate() {
-            let next = &self.x[((i + 1) * batch * width).min(self.x.len())..];
-            let found = if is_long { stats::long_row(isa, x, self.segments) } else { stats::short_rows(isa, x, width) };
+        for first in range.clone().step_by(batch) {
+            let (rows, _) = stats::known::<T, CHUNKS>(batch.min(range.end - first), width);
+            let (x, next) = self.x[first * width..].split_at(rows * width);
+            let y = &mut self.y[first * width..][..rows * width];
+            let found = if is_long {
+                stats::long_row(isa, x, self.segments)
+            } else {
+                stats::short_rows::<T, I, CHUNKS>(isa, x, rows, width)
+            };
             let (mut mean, mut rstd) = ([T::ZERO; BATCH], [T::ZERO; BATCH]);
             let mut ordinary = true;
             for row in 0..BATCH {
                 let variance = found.variance[row] + self.parameters.epsilon;
-                ordinary &= careful::is_ordinary::<T>(variance) || row >= batch;
+                ordinary &= careful::is_ordinary::<T>(variance) || row >= rows;
                 // `f64` rows have no wider type to finish in but a pair.
                 let variance = T::Wide::new(found.variance[row]) + T::Wide::new(self.parameters.epsilon);
                 rstd[row] = T::from_f64(variance.reciprocal_sqrt().value());
                 mean[row] = T::from_f64(found.mean[row].to_f64() + found.correction[row]);
             }
-            for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
+            for row in 0..rows {
+                let (x, y) = (&x[row * width..][..width], &mut y[row * width..][..width]);
                 if ordinary || careful::is_ordinary::<T>(found.variance[row] + self.parameters.epsilon) {
                     let correction = T::from_f64(found.correction[row]);
                     let next = &next[(row * width).min(next.len())..];
-                    Normalize::<T, I, GAMMA, BETA>::new(isa, found.mean[row], correction, rstd[row], self.stream)
-                        .row(x, y, gamma, beta, next);
+                    let pass =
+                        Normalize::<T, I, GAMMA, BETA>::new(isa, found.mean[row], correction, rstd[row], self.stream);
+                    if CHUNKS > 0 { pass.cached(x, y, gamma, beta) } else { pass.row(x, y, gamma, beta, next) }
                 } else {
                     (mean[row], rstd[row]) = rescued_row(&self.parameters, x, y);
                 }
             }
-            let rows = x.len() / width;
-            save(&mut self.mean, i * batch, &mean[..rows]);
-            save(&mut self.rstd, i * batch, &rstd[..rows]);
+            save(&mut self.mean, first, &mean[..rows]);
+            save(&mut self.rstd, first, &rstd[..rows]);
         }
-        if self.stream {
-            isa.fence();
-        }
+        range.end
     }
 }
 
@@ -155,6 +191,19 @@ impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GA
         }
     }
 
+    /// A row that is in cache, as the next one is.
+    #[inline(always)]
+    fn cached(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
+        let (x, y) = (T::chunks(x).0, T::chunks_mut(y).0);
+        let (gamma, beta) = (T::chunks(gamma).0, T::chunks(beta).0);
+        let y = &mut y[..x.len()];
+        let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
+        let beta = if BETA { &beta[..x.len()] } else { beta };
+        for i in 0..x.len() {
+            self.chunk(&x[i], gamma.get(i), beta.get(i)).store(&mut y[i]);
+        }
+    }
+
     /// A row, or a piece of one with the same piece of gamma and beta.
     #[inline(always)]
     pub(crate) fn row(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T], next: &[T]) {
@@ -185,17 +234,23 @@ impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GA
         let beta = if BETA { &beta[..x.len()] } else { beta };
         for i in 0..x.len() {
             isa.prefetch(&next[i]);
-            let mut value = self.normalized(T::Lanes::load(isa, &x[i]));
-            if GAMMA && BETA {
-                value = value.mul_add(T::Lanes::load(isa, &gamma[i]), T::Lanes::load(isa, &beta[i]));
-            } else if GAMMA {
-                value = value * T::Lanes::load(isa, &gamma[i]);
-            } else if BETA {
-                value = value + T::Lanes::load(isa, &beta[i]);
-            }
+            let value = self.chunk(&x[i], gamma.get(i), beta.get(i));
             if STREAM { value.stream(&mut y[i]) } else { value.store(&mut y[i]) }
         }
         self.tail(x_tail, y_tail, gamma_tail, beta_tail);
+    }
+
+    /// 64 bytes of a row; gamma and beta are there where `GAMMA` and `BETA` say so.
+    #[inline(always)]
+    fn chunk(self, x: &T::Chunk, gamma: Option<&T::Chunk>, beta: Option<&T::Chunk>) -> T::Lanes<I> {
+        let load = |chunk| T::Lanes::load(self.isa, chunk);
+        let value = self.normalized(load(x));
+        match (gamma, beta) {
+            (Some(gamma), Some(beta)) if GAMMA && BETA => value.mul_add(load(gamma), load(beta)),
+            (Some(gamma), _) if GAMMA => value * load(gamma),
+            (_, Some(beta)) if BETA => value + load(beta),
+            _ => value,
+        }
     }
 
     /// Fewer elements than a register has.

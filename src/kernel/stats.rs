@@ -84,16 +84,21 @@ pub(crate) struct RowStatistics<T> {
 ///
 /// Rows go together so that one finds work to do while the sums of another are finished.
 #[inline(always)]
-pub(super) fn short_rows<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> RowStatistics<T> {
-    let moments = moments(isa, x, width);
-    let len = width as f64;
+pub(super) fn short_rows<T: Element, I: Isa, const CHUNKS: usize>(
+    isa: I,
+    x: &[T],
+    rows: usize,
+    width: usize,
+) -> RowStatistics<T> {
+    let moments = moments::<T, I, CHUNKS>(isa, x, rows, width);
+    let per_element = 1.0 / width as f64;
     let mut found = RowStatistics { mean: [T::ZERO; BATCH], correction: [0.0; BATCH], variance: [0.0; BATCH] };
     for i in 0..BATCH {
         let pilot = moments.mean[i].to_f64();
-        let distance = moments.sum[i] / len;
+        let distance = moments.sum[i] * per_element;
         found.mean[i] = T::from_f64(pilot + distance);
         found.correction[i] = (pilot - found.mean[i].to_f64()) + distance;
-        found.variance[i] = not_negative((moments.squares[i] - distance * moments.sum[i]) / len);
+        found.variance[i] = not_negative((moments.squares[i] - distance * moments.sum[i]) * per_element);
     }
     found
 }
@@ -103,7 +108,7 @@ pub(super) fn short_rows<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> R
 pub(super) fn long_row<T: Element, I: Isa>(isa: I, x: &[T], segments: &mut Vec<Segment>) -> RowStatistics<T> {
     segments.clear();
     for segment in x.chunks(super::segment::<T>()) {
-        let moments = moments(isa, segment, segment.len());
+        let moments = moments::<T, I, 0>(isa, segment, 1, segment.len());
         segments.push(Segment {
             len: segment.len() as f64,
             mean: moments.mean[0].to_f64(),
@@ -156,12 +161,12 @@ const RUN: usize = 8;
 
 /// The moments of at most [`BATCH`] rows or segments of one width.
 #[inline(always)]
-fn moments<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> Moments<T> {
-    let pilots = pilots(isa, x, width);
-    let mut found = moments_about(isa, x, width, pilots);
-    let len = width as f64;
+fn moments<T: Element, I: Isa, const CHUNKS: usize>(isa: I, x: &[T], rows: usize, width: usize) -> Moments<T> {
+    let pilots = pilots::<T, I, CHUNKS>(isa, x, rows, width);
+    let mut found = moments_about::<T, I, CHUNKS>(isa, x, rows, width, pilots);
+    let per_element = 1.0 / width as f64;
     let is_far = |found: &Moments<T>, i: usize| {
-        let mean = found.sum[i] / len;
+        let mean = found.sum[i] * per_element;
         // True where the variance is less than the square of the distance; false where either is NaN.
         found.squares[i] < 2.0 * mean * found.sum[i]
     };
@@ -173,12 +178,19 @@ fn moments<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> Moments<T> {
         let mut means = pilots;
         for i in 0..BATCH {
             if is_far(&found, i) {
-                means[i] = T::from_f64(pilots[i].to_f64() + found.sum[i] / len);
+                means[i] = T::from_f64(pilots[i].to_f64() + found.sum[i] * per_element);
             }
         }
-        found = moments_about(isa, x, width, means);
+        found = moments_about::<T, I, 0>(isa, x, rows, width, means);
     }
     found
+}
+
+/// The number of rows and their width. Where `CHUNKS` is not 0 there are [`BATCH`] rows of so many chunks and no tail, and
+/// the compiler knows it: the loops over short rows then have no loop left in them.
+#[inline(always)]
+pub(super) fn known<T: Element, const CHUNKS: usize>(rows: usize, width: usize) -> (usize, usize) {
+    if CHUNKS > 0 { (BATCH, CHUNKS * T::LANES) } else { (rows, width) }
 }
 
 /// Chunks of a row that its pilot is the mean of.
@@ -186,35 +198,47 @@ const PILOT: usize = 4;
 
 /// A number near the mean of each row.
 #[inline(always)]
-fn pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> [T; BATCH] {
+fn pilots<T: Element, I: Isa, const CHUNKS: usize>(isa: I, x: &[T], rows: usize, width: usize) -> [T; BATCH] {
     let zero = T::Lanes::splat(isa, T::ZERO);
     let mut totals = [zero; BATCH];
     let mut first = [T::ZERO; BATCH];
+    let (rows, width) = known::<T, CHUNKS>(rows, width);
     let chunks = width / T::LANES;
-    for (i, row) in x.chunks_exact(width).enumerate().take(BATCH) {
+    let count = PILOT.min(chunks);
+    // Four equal steps, of one chunk at least: `chunks` is 4 at least where there are four.
+    let step = (chunks / PILOT).max(1);
+    for i in 0..rows.min(BATCH) {
+        let row = &x[i * width..][..width];
         first[i] = row[0];
         let shift = T::Lanes::splat(isa, row[0]);
         let row = T::chunks(row).0;
-        for k in 0..PILOT.min(chunks) {
-            totals[i] = totals[i] + (T::Lanes::load(isa, &row[k * chunks / PILOT.min(chunks)]) - shift);
+        for k in 0..count {
+            totals[i] = totals[i] + (T::Lanes::load(isa, &row[k * step]) - shift);
         }
     }
     let totals = T::Lanes::sums(totals);
-    let len = (PILOT.min(chunks) * T::LANES).max(1) as f64;
+    let per_element = 1.0 / (count * T::LANES).max(1) as f64;
     let mut found = [T::ZERO; BATCH];
     for i in 0..BATCH {
-        found[i] = T::from_f64(first[i].to_f64() + totals[i] / len);
+        found[i] = T::from_f64(first[i].to_f64() + totals[i] * per_element);
     }
     found
 }
 
 /// The moments of rows about given numbers.
 #[inline(always)]
-fn moments_about<T: Element, I: Isa>(isa: I, x: &[T], width: usize, mean: [T; BATCH]) -> Moments<T> {
+fn moments_about<T: Element, I: Isa, const CHUNKS: usize>(
+    isa: I,
+    x: &[T],
+    rows: usize,
+    width: usize,
+    mean: [T; BATCH],
+) -> Moments<T> {
     let zero = T::Lanes::splat(isa, T::ZERO);
     let [mut sum, mut squares] = [[zero; BATCH]; 2];
-    for (i, row) in x.chunks_exact(width).enumerate().take(BATCH) {
-        (sum[i], squares[i]) = sum_and_squares(isa, row, mean[i]);
+    let (rows, width) = known::<T, CHUNKS>(rows, width);
+    for i in 0..rows.min(BATCH) {
+        (sum[i], squares[i]) = sum_and_squares(isa, &x[i * width..][..width], mean[i]);
     }
     Moments { mean, sum: T::Lanes::sums(sum), squares: T::Lanes::sums(squares) }
 }

@@ -206,7 +206,7 @@ impl<T: Element> Outcome<T> {
     pub fn assert_same_bits(&self, other: &Self, what: &str) {
         for ((name, found), (_, expected)) in self.arrays().into_iter().zip(other.arrays()) {
             for (i, (a, b)) in found.iter().zip(expected).enumerate() {
-                let same = a.to_f64().to_bits() == b.to_f64().to_bits() || (a != a && b != b);
+                let same = a.to_f64().to_bits() == b.to_f64().to_bits() || (a.to_f64().is_nan() && b.to_f64().is_nan());
                 assert!(same, "{what}: {name}[{i}] is {a}, expected {b}");
             }
             assert_eq!(found.len(), expected.len(), "{what}: {name}");

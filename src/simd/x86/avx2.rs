@@ -64,7 +64,7 @@ mod f32x16 {
             }
         }
         fn stream(a: [__m256; 2], chunk: &mut [f32; 16]) {
-            assert!(chunk.as_ptr().addr() % 64 == 0);
+            assert!(chunk.as_ptr().addr().is_multiple_of(64));
             let (halves, _) = chunk.as_chunks_mut::<8>();
             // SAFETY: each reference is to 32 writable bytes, aligned as just asserted; `Isa::fence` orders
             // the stores before the result is handed to another thread.
@@ -145,7 +145,7 @@ mod f64x8 {
             }
         }
         fn stream(a: [__m256d; 2], chunk: &mut [f64; 8]) {
-            assert!(chunk.as_ptr().addr() % 64 == 0);
+            assert!(chunk.as_ptr().addr().is_multiple_of(64));
             let (halves, _) = chunk.as_chunks_mut::<4>();
             // SAFETY: each reference is to 32 writable bytes, aligned as just asserted; `Isa::fence` orders
             // the stores before the result is handed to another thread.

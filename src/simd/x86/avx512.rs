@@ -45,7 +45,7 @@ mod f32x16 {
             unsafe { _mm512_mask_storeu_ps(tail.as_mut_ptr(), mask, a) }
         }
         fn stream(a: __m512, chunk: &mut [f32; 16]) {
-            assert!(chunk.as_ptr().addr() % 64 == 0);
+            assert!(chunk.as_ptr().addr().is_multiple_of(64));
             // SAFETY: the reference is to 64 writable bytes, aligned as just asserted; `Isa::fence` orders
             // the store before the result is handed to another thread.
             unsafe { _mm512_stream_ps(chunk.as_mut_ptr(), a) }
@@ -105,7 +105,7 @@ mod f64x8 {
             unsafe { _mm512_mask_storeu_pd(tail.as_mut_ptr(), mask, a) }
         }
         fn stream(a: __m512d, chunk: &mut [f64; 8]) {
-            assert!(chunk.as_ptr().addr() % 64 == 0);
+            assert!(chunk.as_ptr().addr().is_multiple_of(64));
             // SAFETY: the reference is to 64 writable bytes, aligned as just asserted; `Isa::fence` orders
             // the store before the result is handed to another thread.
             unsafe { _mm512_stream_pd(chunk.as_mut_ptr(), a) }

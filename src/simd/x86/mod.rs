@@ -137,7 +137,7 @@ macro_rules! register {
 
             #[inline(always)]
             fn stream(self, chunk: &mut [$element; $lanes]) {
-                if chunk.as_ptr().addr() % 64 == 0 {
+                if chunk.as_ptr().addr().is_multiple_of(64) {
                     $functions::stream(self.1, self.0, chunk);
                 } else {
                     $functions::store(self.1, self.0, chunk);
