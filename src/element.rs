@@ -1,7 +1,8 @@
 //! The number types that the kernels take, and what each is computed in.
 
+use crate::kernel::Work;
 use crate::kernel::wide::{Double, Wide};
-use crate::simd::{Isa, Lanes};
+use crate::simd::{Backend, Isa, Lanes};
 
 /// A floating-point type that the kernels take: [`f32`] or [`f64`].
 ///
@@ -50,6 +51,11 @@ pub(crate) trait Vectorized: Sized + 'static {
     /// Zero.
     const ZERO: Self;
 
+    /// Runs a kernel.
+    ///
+    /// Not generic, so that the kernels are compiled once, with this crate, and not again in each that depends on it.
+    fn run(backend: Backend, work: Work<'_, Self>);
+
     /// Cuts a slice into 64-byte chunks and a tail of fewer than [`Self::LANES`] elements.
     fn chunks(slice: &[Self]) -> (&[Self::Chunk], &[Self]);
 
@@ -81,6 +87,16 @@ macro_rules! element {
             const HAS_WIDE_RANGE: bool = $has_wide_range;
             const LANES: usize = $lanes;
             const ZERO: Self = 0.0;
+
+            #[inline(never)]
+            fn run(backend: Backend, work: Work<'_, Self>) {
+                match work {
+                    Work::Forward(kernel) => backend.run(kernel),
+                    Work::Backward(kernel) => backend.run(kernel),
+                    Work::AddInto(kernel) => backend.run(kernel),
+                    Work::Copy(kernel) => backend.run(kernel),
+                }
+            }
 
             #[inline(always)]
             fn chunks(slice: &[Self]) -> (&[Self::Chunk], &[Self]) {

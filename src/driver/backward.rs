@@ -6,6 +6,7 @@
 
 use super::Streaming;
 use crate::Element;
+use crate::kernel::Work;
 use crate::kernel::backward::Backward;
 use crate::kernel::forward::Parameters;
 use crate::kernel::reduce::AddInto;
@@ -71,7 +72,8 @@ fn add_parts<T: Element>(backend: Backend, parts: &mut [T], len: usize) {
         for pair in parts.chunks_mut(2 * step) {
             if pair.len() > step {
                 let (total, part) = pair.split_at_mut(step);
-                backend.run(AddInto { total: &mut total[..len], lost: &mut lost, part: &part[..len] });
+                let kernel = AddInto { total: &mut total[..len], lost: &mut lost, part: &part[..len] };
+                T::run(backend, Work::AddInto(kernel));
             }
         }
         step *= 2;
@@ -132,7 +134,7 @@ impl<T: Element> BackwardJob<'_, T> {
             let end = rows.min(start + step);
             let span = start * width..end * width;
             let target = sums.as_deref_mut().map(|sums| if start == 0 { sums } else { &mut group[..] });
-            backend.run(Backward {
+            let kernel = Backward {
                 parameters,
                 x: x.block(first + start..first + end, &mut x_gathered),
                 dy: dy.block(first + start..first + end, &mut dy_gathered),
@@ -141,9 +143,10 @@ impl<T: Element> BackwardJob<'_, T> {
                 dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
                 sums: target.map(|sums| sums.split_at_mut(width)),
                 stream: streaming == Streaming::Always,
-            });
+            };
+            T::run(backend, Work::Backward(kernel));
             if let (Some(sums), true) = (sums.as_deref_mut(), start > 0) {
-                backend.run(AddInto { total: sums, lost: &mut lost, part: &group });
+                T::run(backend, Work::AddInto(AddInto { total: sums, lost: &mut lost, part: &group }));
                 group.fill(T::ZERO);
             }
         }

@@ -1,6 +1,7 @@
 //! The memory roofline, on the same tasks as the kernels.
 
 use crate::Element;
+use crate::kernel::Work;
 use crate::kernel::copy::Copy;
 use crate::simd::Backend;
 
@@ -9,13 +10,13 @@ pub(crate) fn copy<T: Element>(backend: Backend, a: &[T], b: Option<&[T]>, outpu
     if super::is_parallel::<T>(output.len()) {
         split(backend, a, b, output, stream);
     } else {
-        backend.run(Copy { a, b, output, stream });
+        T::run(backend, Work::Copy(Copy { a, b, output, stream }));
     }
 }
 
 fn split<T: Element>(backend: Backend, a: &[T], b: Option<&[T]>, output: &mut [T], stream: bool) {
     let Some(middle) = super::middle(output.len(), super::task_rows::<T>(1)) else {
-        return backend.run(Copy { a, b, output, stream });
+        return T::run(backend, Work::Copy(Copy { a, b, output, stream }));
     };
     let (a_left, a_right) = a.split_at(middle);
     let (b_left, b_right) = b.map(|b| b.split_at(middle)).unzip();

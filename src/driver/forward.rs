@@ -2,6 +2,7 @@
 
 use super::Streaming;
 use crate::Element;
+use crate::kernel::Work;
 use crate::kernel::forward::{Forward, Parameters};
 use crate::rows::Rows;
 use crate::simd::Backend;
@@ -52,7 +53,7 @@ impl<T: Element> ForwardJob<'_, T> {
         for (i, y) in self.y.chunks_mut(step * width).enumerate() {
             let start = i * step;
             let end = start + y.len() / width;
-            self.backend.run(Forward {
+            let kernel = Forward {
                 parameters: self.parameters,
                 x: self.x.block(first + start..first + end, &mut gathered),
                 y,
@@ -60,7 +61,8 @@ impl<T: Element> ForwardJob<'_, T> {
                 rstd: rstd.as_deref_mut().map(|rstd| &mut rstd[start..end]),
                 stream: self.streaming == Streaming::Always,
                 segments: &mut segments,
-            });
+            };
+            T::run(self.backend, Work::Forward(kernel));
         }
     }
 }

@@ -26,6 +26,15 @@ pub(crate) mod wide;
 
 use crate::element::Vectorized;
 
+/// A kernel with what it works on.
+#[derive(Debug)]
+pub(crate) enum Work<'a, T> {
+    Forward(forward::Forward<'a, T>),
+    Backward(backward::Backward<'a, T>),
+    AddInto(reduce::AddInto<'a, T>),
+    Copy(copy::Copy<'a, T>),
+}
+
 /// Elements in a segment: 16 KiB of them, so that a second pass over a segment finds it in the first-level
 /// cache.
 pub(crate) const fn segment<T: Vectorized>() -> usize {
