@@ -3,6 +3,7 @@
 
 mod bad_arguments;
 mod bad_files;
+mod check;
 mod files;
 mod folder;
 mod info;

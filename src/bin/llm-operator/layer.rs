@@ -11,11 +11,11 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct LayerArguments {
     /// File of gamma, of the shape of the normalized dimensions [without it: gamma = 1].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "x")]
     pub(crate) gamma: Option<PathBuf>,
 
     /// File of beta, of the shape of the normalized dimensions [without it: beta = 0].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "x")]
     pub(crate) beta: Option<PathBuf>,
 
     #[command(flatten)]
@@ -105,14 +105,14 @@ impl LayerFiles {
     }
 
     /// Reads the files.
-    pub(crate) fn read<T: FileElement>(self, progress: &Progress) -> anyhow::Result<Layer<T>> {
-        let read = |input: Option<Input>| input.map(|input| input.read(progress)).transpose();
+    pub(crate) fn read<T: FileElement>(&self, progress: &Progress) -> anyhow::Result<Layer<T>> {
+        let read = |input: &Option<Input>| input.as_ref().map(|input| input.read(progress)).transpose();
         Ok(Layer {
-            gamma: read(self.gamma)?.map(in_c_order),
-            beta: read(self.beta)?.map(in_c_order),
+            gamma: read(&self.gamma)?.map(in_c_order),
+            beta: read(&self.beta)?.map(in_c_order),
             epsilon: self.epsilon,
-            normalized_shape: self.normalized_shape,
-            outer_shape: self.outer_shape,
+            normalized_shape: self.normalized_shape.clone(),
+            outer_shape: self.outer_shape.clone(),
         })
     }
 }

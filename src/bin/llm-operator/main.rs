@@ -1,13 +1,15 @@
 //! The command line of `llm_operator`: check a gradient, run LayerNorm on files, look at the machine.
 //!
 //! One file a subcommand: it holds the arguments (as the help shows them), what is done with them, and what is
-//! printed. What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`npy`]
-//! (input files), [`outputs`] (output files), [`progress`], [`report`] (stdout).
+//! printed. What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`case`] (what a
+//! check is run on), [`npy`] (input files), [`outputs`] (output files), [`progress`], [`report`] (stdout).
 //!
 //! A new subcommand is a file, a `mod` line, and a variant of [`Command`].
 
 mod backward;
 mod bench;
+mod case;
+mod check;
 mod forward;
 mod info;
 mod layer;
@@ -17,14 +19,17 @@ mod progress;
 mod report;
 
 use clap::{Parser, Subcommand};
+use llm_operator::grad_check::CheckError;
 use std::process::ExitCode;
 
 /// LayerNorm on the CPU, forward and backward, and a finite-difference check of its gradients.
+///
+/// Without a subcommand: check, without arguments.
 #[derive(Debug, Parser)]
 #[command(name = "llm-operator", version, propagate_version = true, after_help = EXIT_CODES)]
 struct CommandLine {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 
     /// Print the result as JSON.
     #[arg(long, global = true)]
@@ -40,45 +45,42 @@ Files are NumPy's .npy, of little-endian f32 or f64, in C or Fortran order; outp
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Check(check::Arguments),
     Forward(forward::Arguments),
     Backward(backward::Arguments),
     Info(info::Arguments),
     Bench(bench::Bench),
 }
 
-/// What the exit code tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// What was asked for is done, and no gradient is wrong.
-    Passed,
-}
-
-impl Outcome {
-    fn exit_code(self) -> ExitCode {
-        match self {
-            Outcome::Passed => ExitCode::SUCCESS,
-        }
-    }
-}
-
 fn main() -> ExitCode {
-    let command_line = CommandLine::parse();
-    match run(command_line) {
-        Ok(outcome) => outcome.exit_code(),
+    match run(CommandLine::parse()) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(2)
+            ExitCode::from(error.downcast_ref().map_or(BAD_INPUT, CheckError::exit_code))
         }
     }
 }
 
-fn run(command_line: CommandLine) -> anyhow::Result<Outcome> {
+/// The exit code of bad usage or input.
+const BAD_INPUT: u8 = 2;
+
+/// Runs the subcommand and gives the exit code.
+fn run(command_line: CommandLine) -> anyhow::Result<u8> {
     let json = command_line.json;
     match command_line.command {
-        Command::Forward(arguments) => report::print(&forward::run(&arguments)?, json)?,
-        Command::Backward(arguments) => report::print(&backward::run(&arguments)?, json)?,
-        Command::Info(arguments) => report::print(&info::run(&arguments)?, json)?,
-        Command::Bench(arguments) => arguments.run()?,
+        Some(Command::Check(arguments)) => return check(&arguments, json),
+        Some(Command::Forward(arguments)) => report::print(&forward::run(&arguments)?, json)?,
+        Some(Command::Backward(arguments)) => report::print(&backward::run(&arguments)?, json)?,
+        Some(Command::Info(arguments)) => report::print(&info::run(&arguments)?, json)?,
+        Some(Command::Bench(arguments)) => arguments.run()?,
+        None => return check(&check::Arguments::default(), json),
     }
-    Ok(Outcome::Passed)
+    Ok(0)
+}
+
+fn check(arguments: &check::Arguments, json: bool) -> anyhow::Result<u8> {
+    let report = check::run(arguments)?;
+    report::print(&report, json)?;
+    Ok(report.verdict().exit_code())
 }

@@ -138,12 +138,12 @@ impl Input {
     }
 
     /// Reads the elements, in the order in which the file has them.
-    pub(crate) fn read<T: FileElement>(mut self, progress: &Progress) -> anyhow::Result<ArrayD<T>> {
-        let whole = |file: &mut File| -> anyhow::Result<ArrayD<T>> {
+    pub(crate) fn read<T: FileElement>(&self, progress: &Progress) -> anyhow::Result<ArrayD<T>> {
+        let whole = |mut file: &File| -> anyhow::Result<ArrayD<T>> {
             file.seek(SeekFrom::Start(0))?;
             ArrayD::read_npy(progress.counting(BufReader::new(file))).map_err(|error| anyhow!("{error}"))
         };
-        let array = whole(&mut self.file).with_context(|| format!("{}: cannot read the data", self.source))?;
+        let array = whole(&self.file).with_context(|| format!("{}: cannot read the data", self.source))?;
         // Another process may have rewritten the file since its header was judged.
         ensure!(array.shape() == self.shape, "{}: the file changed while it was read", self.source);
         Ok(array)
