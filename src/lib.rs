@@ -74,6 +74,7 @@ mod error;
 pub mod grad_check;
 mod kernel;
 mod layer_norm;
+mod layer_norm_operation;
 pub mod numpy_random;
 pub mod reference;
 pub mod roofline;
@@ -87,4 +88,5 @@ pub use layer_norm::{
     GradientMut, Gradients, GradientsMut, LayerNorm, LayerNormCache, Statistics, StatisticsMut, layer_norm,
     layer_norm_backward,
 };
+pub use layer_norm_operation::LayerNormOperation;
 pub use simd::Backend;

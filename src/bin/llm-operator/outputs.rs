@@ -1,0 +1,160 @@
+//! Output files: all of them, or none.
+//!
+//! Each is written beside its place under a temporary name, and moved there when all of them are complete. So a
+//! run that fails leaves what was there before, and an output may take the place of an input.
+
+use crate::npy::{FileElement, Source};
+use crate::progress::Progress;
+use anyhow::{Context, bail, ensure};
+use ndarray::{Array, Dimension};
+use ndarray_npy::WriteNpyExt;
+use serde::Serialize;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// The output files that were asked for.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    files: Vec<Output>,
+}
+
+#[derive(Debug)]
+struct Output {
+    source: Source,
+    /// Where the file goes: an absolute path without symbolic links.
+    target: PathBuf,
+    written: Option<(NamedTempFile, Written)>,
+}
+
+/// A file that was written.
+#[derive(Debug, Serialize)]
+pub(crate) struct Written {
+    /// What the file holds: the flag without its dashes.
+    name: &'static str,
+    path: String,
+    dtype: &'static str,
+    shape: Vec<usize>,
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {} {:?} -> {}", self.name, self.dtype, self.shape, self.path)
+    }
+}
+
+impl Outputs {
+    /// Checks that a file can be written for each flag that was given. Nothing is written yet.
+    pub(crate) fn plan<'a>(flags: impl IntoIterator<Item = (&'static str, Option<&'a Path>)>) -> anyhow::Result<Self> {
+        let mut files: Vec<Output> = Vec::new();
+        for (flag, path) in flags {
+            let Some(path) = path else { continue };
+            let source = Source::new(flag, path);
+            let target = target(path).with_context(|| source.to_string())?;
+            if let Some(same) = files.iter().find(|output| output.target == target) {
+                bail!("{source}: expected a file of its own, found the file of {}", same.source);
+            }
+            files.push(Output { source, target, written: None });
+        }
+        Ok(Self { files })
+    }
+
+    /// Writes an array under a temporary name, where its flag was given.
+    pub(crate) fn write<T: FileElement, D: Dimension>(
+        &mut self,
+        flag: &'static str,
+        array: &Array<T, D>,
+    ) -> anyhow::Result<()> {
+        let Some(output) = self.files.iter_mut().find(|output| output.source.flag == flag) else { return Ok(()) };
+        let temporary = write_beside(&output.target, array).with_context(|| output.source.to_string())?;
+        let written = Written {
+            name: flag.trim_start_matches('-'),
+            path: output.source.path.display().to_string(),
+            dtype: T::NAME,
+            shape: array.shape().to_vec(),
+        };
+        output.written = Some((temporary, written));
+        Ok(())
+    }
+
+    /// Moves every file to its place.
+    pub(crate) fn commit(self) -> anyhow::Result<Vec<Written>> {
+        let mut moved = Vec::new();
+        for Output { source, target, written } in self.files {
+            let Some((temporary, written)) = written else { continue };
+            temporary.persist(&target).with_context(|| format!("{source}: cannot move the file to its place"))?;
+            moved.push(written);
+        }
+        Ok(moved)
+    }
+}
+
+/// Where a file of this path goes, if it can.
+fn target(path: &Path) -> anyhow::Result<PathBuf> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => {
+            ensure!(!metadata.is_dir(), "expected a file to write, found a directory");
+            ensure!(metadata.is_file(), "expected a regular file to write, found a pipe or a device");
+            // The move would take the place of a file that is write-protected.
+            OpenOptions::new().write(true).open(path).context("cannot write the file")?;
+            path.canonicalize().context("cannot write the file")
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => new_target(path),
+        Err(error) => Err(error).context("cannot write the file"),
+    }
+}
+
+/// Where a file of this path goes, which does not exist yet.
+fn new_target(path: &Path) -> anyhow::Result<PathBuf> {
+    let ends_as_directory = path.to_string_lossy().ends_with(std::path::is_separator);
+    let Some(name) = path.file_name().filter(|_| !ends_as_directory) else {
+        bail!("expected the name of a file, found none");
+    };
+    ensure!(!path.is_symlink(), "expected a file to write, found a symbolic link to nothing");
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let missing = || format!("expected a directory that exists, found {}", directory.display());
+    let directory = directory.canonicalize().with_context(missing)?;
+    Ok(directory.join(name))
+}
+
+/// A temporary file in the target's directory that holds the array.
+fn write_beside<T: FileElement, D: Dimension>(target: &Path, array: &Array<T, D>) -> anyhow::Result<NamedTempFile> {
+    let directory = target.parent().context("expected a file in a directory")?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".llm-operator-").suffix(".tmp");
+    let temporary = with_ordinary_permissions(&mut builder)
+        .tempfile_in(directory)
+        .with_context(|| format!("cannot create a file in {}", directory.display()))?;
+    let write = || -> anyhow::Result<()> {
+        let progress = Progress::bytes("Writing", (array.len() * size_of::<T>()) as u64);
+        let mut writer = BufWriter::new(progress.counting(temporary.as_file()));
+        array.write_npy(&mut writer)?;
+        writer.flush()?;
+        keep_permissions(target, temporary.as_file())?;
+        Ok(())
+    };
+    write().context("cannot write the file")?;
+    Ok(temporary)
+}
+
+/// Permissions as those of any new file: temporary files are private otherwise.
+fn with_ordinary_permissions<'b, 'p, 's>(
+    builder: &'b mut tempfile::Builder<'p, 's>,
+) -> &'b mut tempfile::Builder<'p, 's> {
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
+}
+
+/// A file that takes the place of another has its permissions.
+fn keep_permissions(target: &Path, file: &File) -> std::io::Result<()> {
+    match std::fs::metadata(target) {
+        Ok(metadata) => file.set_permissions(metadata.permissions()),
+        Err(_) => Ok(()),
+    }
+}

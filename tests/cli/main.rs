@@ -1,0 +1,10 @@
+//! The command line, run as a user runs it: exit codes, output, files.
+#![cfg(feature = "cli")]
+
+mod bad_arguments;
+mod bad_files;
+mod check;
+mod files;
+mod folder;
+mod info;
+mod output_files;
