@@ -90,3 +90,8 @@ pub use layer_norm::{
 };
 pub use layer_norm_operation::LayerNormOperation;
 pub use simd::Backend;
+
+/// The examples of `README.md`, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -48,7 +48,7 @@ impl<T: Element> ForwardJob<'_, T> {
         let width = self.parameters.width;
         let rows = self.y.len() / width;
         let step = if self.x.is_contiguous() { rows.max(1) } else { super::task_rows::<T>(width) };
-        let (mut gathered, mut segments) = (Vec::new(), Vec::new());
+        let (mut gathered, mut segments, mut staged) = (Vec::new(), Vec::new(), Vec::new());
         let (mut mean, mut rstd) = (self.mean, self.rstd);
         for (i, y) in self.y.chunks_mut(step * width).enumerate() {
             let start = i * step;
@@ -61,6 +61,7 @@ impl<T: Element> ForwardJob<'_, T> {
                 rstd: rstd.as_deref_mut().map(|rstd| &mut rstd[start..end]),
                 stream: self.streaming == Streaming::Always,
                 segments: &mut segments,
+                staged: &mut staged,
             };
             T::run(self.backend, Work::Forward(kernel));
         }

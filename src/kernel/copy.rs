@@ -18,31 +18,40 @@ impl<T: Element> Kernel for Copy<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let head = super::misaligned(self.output);
-        let (first, output) = self.output.split_at_mut(head);
-        let (a_first, a) = self.a.split_at(head);
         match self.b {
-            None => {
-                first.copy_from_slice(a_first);
-                let ((a, a_tail), (output, tail)) = (T::chunks(a), T::chunks_mut(output));
-                for (output, a) in output.iter_mut().zip(a) {
-                    put::<T, I>(T::Lanes::load(isa, a), output, self.stream);
-                }
-                tail.copy_from_slice(a_tail);
-            }
-            Some(b) => {
-                let (b_first, b) = b.split_at(head);
-                add_tail(isa, a_first, b_first, first);
-                let ((a, a_tail), (b, b_tail)) = (T::chunks(a), T::chunks(b));
-                let (output, tail) = T::chunks_mut(output);
-                for ((output, a), b) in output.iter_mut().zip(a).zip(b) {
-                    put::<T, I>(T::Lanes::load(isa, a) + T::Lanes::load(isa, b), output, self.stream);
-                }
-                add_tail(isa, a_tail, b_tail, tail);
-            }
+            None => copy(isa, self.a, self.output, self.stream),
+            Some(b) => add(isa, self.a, b, self.output, self.stream),
         }
         isa.fence();
     }
+}
+
+/// `output = a`; with `stream`, all but the ends past the caches.
+#[inline(always)]
+pub(super) fn copy<T: Element, I: Isa>(isa: I, a: &[T], output: &mut [T], stream: bool) {
+    let head = super::misaligned(output);
+    let ((a_head, a), (output_head, output)) = (a.split_at(head), output.split_at_mut(head));
+    let ((a, a_tail), (output, output_tail)) = (T::chunks(a), T::chunks_mut(output));
+    output_head.copy_from_slice(a_head);
+    for (output, a) in output.iter_mut().zip(a) {
+        put::<T, I>(T::Lanes::load(isa, a), output, stream);
+    }
+    output_tail.copy_from_slice(a_tail);
+}
+
+/// `output = a + b`.
+#[inline(always)]
+fn add<T: Element, I: Isa>(isa: I, a: &[T], b: &[T], output: &mut [T], stream: bool) {
+    let head = super::misaligned(output);
+    let ((a_head, a), (b_head, b)) = (a.split_at(head), b.split_at(head));
+    let (output_head, output) = output.split_at_mut(head);
+    let ((a, a_tail), (b, b_tail)) = (T::chunks(a), T::chunks(b));
+    let (output, output_tail) = T::chunks_mut(output);
+    add_tail(isa, a_head, b_head, output_head);
+    for ((output, a), b) in output.iter_mut().zip(a).zip(b) {
+        put::<T, I>(T::Lanes::load(isa, a) + T::Lanes::load(isa, b), output, stream);
+    }
+    add_tail(isa, a_tail, b_tail, output_tail);
 }
 
 #[inline(always)]

@@ -5,7 +5,8 @@
 //! asks for that.
 
 use super::careful::{self, CarefulRow};
-use super::stats::{self, Segment};
+use super::copy;
+use super::stats::{self, RowStatistics, Segment};
 use super::wide::Wide;
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
@@ -37,48 +38,46 @@ pub(crate) struct Forward<'a, T> {
     pub(crate) stream: bool,
     /// Room for the moments of the segments of one row.
     pub(crate) segments: &'a mut Vec<Segment>,
+    /// Room for a batch of short rows on the way past the caches.
+    pub(crate) staged: &'a mut Vec<T>,
 }
 
 impl<T: Element> Kernel for Forward<'_, T> {
     type Output = ();
 
+    /// Full batches of the commonest short widths by loops of known length, all other rows by loops over any.
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        match (self.parameters.gamma, self.parameters.beta) {
-            (Some(gamma), Some(beta)) => self.widths::<I, true, true>(isa, gamma, beta),
-            (Some(gamma), None) => self.widths::<I, true, false>(isa, gamma, &[]),
-            (None, Some(beta)) => self.widths::<I, false, true>(isa, &[], beta),
-            (None, None) => self.widths::<I, false, false>(isa, &[], &[]),
-        }
-    }
-}
-
-/// Bytes of x in a batch of rows: with as many of y, what a first-level cache holds.
-const BATCH_BYTES: usize = 24 << 10;
-
-impl<T: Element> Forward<'_, T> {
-    /// All rows; full batches of the commonest short widths by loops of known length.
-    #[inline(always)]
-    fn widths<I: Isa, const GAMMA: bool, const BETA: bool>(mut self, isa: I, gamma: &[T], beta: &[T]) {
+    fn run<I: Isa>(mut self, isa: I) {
         let width = self.parameters.width;
         let rows = self.x.len() / width;
         if width < careful::NARROW {
             return self.narrow_rows();
         }
         let full = rows / BATCH * BATCH;
-        let first = match width / T::LANES {
-            _ if self.stream || !width.is_multiple_of(T::LANES) => 0,
-            4 => self.rows::<I, GAMMA, BETA, 4>(isa, gamma, beta, 0..full),
-            8 => self.rows::<I, GAMMA, BETA, 8>(isa, gamma, beta, 0..full),
-            16 => self.rows::<I, GAMMA, BETA, 16>(isa, gamma, beta, 0..full),
-            _ => 0,
-        };
-        self.rows::<I, GAMMA, BETA, 0>(isa, gamma, beta, first..rows);
+        let mut first = 0;
+        if I::SPECIALIZED && width.is_multiple_of(T::LANES) {
+            first = match width / T::LANES {
+                4 => self.rows::<I, 4>(isa, 0..full),
+                8 => self.rows::<I, 8>(isa, 0..full),
+                16 => self.rows::<I, 16>(isa, 0..full),
+                _ => 0,
+            };
+        }
+        self.rows::<I, 0>(isa, first..rows);
         if self.stream {
             isa.fence();
         }
     }
+}
 
+/// Bytes of x in a batch of rows: with as many of y, what a first-level cache holds.
+const BATCH_BYTES: usize = 16 << 10;
+
+/// Bytes of a row below which rows are streamed a batch at a time: of each stretch, the cache lines at its two ends
+/// cannot be streamed.
+const STREAMED_ALONE: usize = 1 << 10;
+
+impl<T: Element> Forward<'_, T> {
     #[inline(always)]
     fn narrow_rows(&mut self) {
         let width = self.parameters.width;
@@ -91,51 +90,92 @@ impl<T: Element> Forward<'_, T> {
 
     /// The rows of a range; gives its end. Where `CHUNKS` is not 0 they are full batches of rows of so many chunks.
     #[inline(always)]
-    fn rows<I: Isa, const GAMMA: bool, const BETA: bool, const CHUNKS: usize>(
-        &mut self,
-        isa: I,
-        gamma: &[T],
-        beta: &[T],
-        range: std::ops::Range<usize>,
-    ) -> usize {
+    fn rows<I: Isa, const CHUNKS: usize>(&mut self, isa: I, range: std::ops::Range<usize>) -> usize {
         let (_, width) = stats::known::<T, CHUNKS>(0, self.parameters.width);
         let is_long = CHUNKS == 0 && width > super::segment::<T>();
         let batch = if is_long { 1 } else { (BATCH_BYTES / (width * size_of::<T>())).clamp(1, BATCH) };
+        let in_batches = self.stream && width * size_of::<T>() < STREAMED_ALONE;
         for first in range.clone().step_by(batch) {
             let (rows, _) = stats::known::<T, CHUNKS>(batch.min(range.end - first), width);
             let (x, next) = self.x[first * width..].split_at(rows * width);
-            let y = &mut self.y[first * width..][..rows * width];
+            // Near the end there is no next batch: what is asked for again is in cache.
+            let next = if next.len() < x.len() { x } else { &next[..x.len()] };
             let found = if is_long {
-                stats::long_row(isa, x, self.segments)
+                stats::long_row(isa, x, next, self.segments)
             } else {
-                stats::short_rows::<T, I, CHUNKS>(isa, x, rows, width)
+                stats::short_rows::<T, I, CHUNKS>(isa, x, next, rows, width)
             };
-            let (mut mean, mut rstd) = ([T::ZERO; BATCH], [T::ZERO; BATCH]);
-            let mut ordinary = true;
-            for row in 0..BATCH {
-                let variance = found.variance[row] + self.parameters.epsilon;
-                ordinary &= careful::is_ordinary::<T>(variance) || row >= rows;
-                // `f64` rows have no wider type to finish in but a pair.
-                let variance = T::Wide::new(found.variance[row]) + T::Wide::new(self.parameters.epsilon);
-                rstd[row] = T::from_f64(variance.reciprocal_sqrt().value());
-                mean[row] = T::from_f64(found.mean[row].to_f64() + found.correction[row]);
+            let finished = Finished::new(&found, self.parameters.epsilon);
+            let y = &mut self.y[first * width..][..rows * width];
+            if in_batches {
+                self.staged.resize(x.len(), T::ZERO);
+                let pass = LastPass { parameters: self.parameters, found: &finished, x, next, stream: false };
+                pass.rows::<I, CHUNKS>(isa, rows, self.staged);
+                copy::copy(isa, self.staged, y, true);
+            } else {
+                let pass = LastPass { parameters: self.parameters, found: &finished, x, next, stream: self.stream };
+                pass.rows::<I, CHUNKS>(isa, rows, y);
             }
-            for row in 0..rows {
-                let (x, y) = (&x[row * width..][..width], &mut y[row * width..][..width]);
-                if ordinary || careful::is_ordinary::<T>(found.variance[row] + self.parameters.epsilon) {
-                    let correction = T::from_f64(found.correction[row]);
-                    let next = &next[(row * width).min(next.len())..];
-                    let pass =
-                        Normalize::<T, I, GAMMA, BETA>::new(isa, found.mean[row], correction, rstd[row], self.stream);
-                    if CHUNKS > 0 { pass.cached(x, y, gamma, beta) } else { pass.row(x, y, gamma, beta, next) }
-                } else {
-                    (mean[row], rstd[row]) = rescued_row(&self.parameters, x, y);
-                }
+            save(&mut self.mean, first, &finished.reported_mean[..rows]);
+            save(&mut self.rstd, first, &finished.rstd[..rows]);
+            if !finished.ordinary {
+                self.rescue(first, rows, &finished);
             }
-            save(&mut self.mean, first, &mean[..rows]);
-            save(&mut self.rstd, first, &rstd[..rows]);
         }
         range.end
+    }
+
+    /// Does the rows of a batch again that are outside the ordinary range.
+    #[inline(never)]
+    fn rescue(&mut self, first: usize, rows: usize, found: &Finished<T>) {
+        let width = self.parameters.width;
+        for row in 0..rows {
+            if !careful::is_ordinary::<T>(found.variance[row]) {
+                let span = (first + row) * width..(first + row + 1) * width;
+                let (mean, rstd) = careful_row(&self.parameters, &self.x[span.clone()], &mut self.y[span]);
+                save(&mut self.mean, first + row, &[mean]);
+                save(&mut self.rstd, first + row, &[rstd]);
+            }
+        }
+    }
+}
+
+/// The statistics of a batch of rows, as the last pass uses them.
+#[derive(Clone, Copy, Debug)]
+struct Finished<T> {
+    mean: [T; BATCH],
+    correction: [T; BATCH],
+    rstd: [T; BATCH],
+    /// The mean, rounded once.
+    reported_mean: [T; BATCH],
+    /// With `epsilon`.
+    variance: [f64; BATCH],
+    /// Whether all rows are free of overflow and underflow. (Of rows that are not there, the variance is `epsilon`.)
+    ordinary: bool,
+}
+
+impl<T: Element> Finished<T> {
+    #[inline(always)]
+    fn new(found: &RowStatistics<T>, epsilon: f64) -> Self {
+        let zero = [T::ZERO; BATCH];
+        let mut finished = Self {
+            mean: found.mean,
+            correction: zero,
+            rstd: zero,
+            reported_mean: zero,
+            variance: [0.0; BATCH],
+            ordinary: true,
+        };
+        for row in 0..BATCH {
+            // `f64` rows have no wider type to finish in but a pair.
+            let variance = T::Wide::new(found.variance[row]) + T::Wide::new(epsilon);
+            finished.variance[row] = variance.value();
+            finished.ordinary &= careful::is_ordinary::<T>(finished.variance[row]);
+            finished.rstd[row] = T::from_f64(variance.reciprocal_sqrt().value());
+            finished.correction[row] = T::from_f64(found.correction[row]);
+            finished.reported_mean[row] = T::from_f64(found.mean[row].to_f64() + found.correction[row]);
+        }
+        finished
     }
 }
 
@@ -163,61 +203,76 @@ fn careful_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T])
     }
 }
 
-/// The same, away from the code of ordinary rows.
-#[inline(never)]
-fn rescued_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], y: &mut [T]) -> (T, T) {
-    careful_row(parameters, x, y)
+/// The last pass over a batch of rows.
+#[derive(Clone, Copy, Debug)]
+struct LastPass<'a, T> {
+    parameters: Parameters<'a, T>,
+    found: &'a Finished<T>,
+    x: &'a [T],
+    /// The batch that comes next, to be asked for.
+    next: &'a [T],
+    stream: bool,
+}
+
+impl<T: Element> LastPass<'_, T> {
+    #[inline(always)]
+    fn rows<I: Isa, const CHUNKS: usize>(self, isa: I, rows: usize, y: &mut [T]) {
+        match (self.parameters.gamma, self.parameters.beta) {
+            (Some(gamma), Some(beta)) => self.with::<I, CHUNKS, true, true>(isa, rows, y, gamma, beta),
+            (Some(gamma), None) => self.with::<I, CHUNKS, true, false>(isa, rows, y, gamma, &[]),
+            (None, Some(beta)) => self.with::<I, CHUNKS, false, true>(isa, rows, y, &[], beta),
+            (None, None) => self.with::<I, CHUNKS, false, false>(isa, rows, y, &[], &[]),
+        }
+    }
+
+    #[inline(always)]
+    fn with<I: Isa, const CHUNKS: usize, const GAMMA: bool, const BETA: bool>(
+        self,
+        isa: I,
+        rows: usize,
+        y: &mut [T],
+        gamma: &[T],
+        beta: &[T],
+    ) {
+        let (rows, width) = stats::known::<T, CHUNKS>(rows, self.parameters.width);
+        for row in 0..rows {
+            let span = row * width..(row + 1) * width;
+            let pass = Normalize::<T, I, GAMMA, BETA> {
+                isa,
+                mean: T::Lanes::splat(isa, self.found.mean[row]),
+                correction: T::Lanes::splat(isa, self.found.correction[row]),
+                rstd: T::Lanes::splat(isa, self.found.rstd[row]),
+            };
+            let (x, next) = (&self.x[span.clone()], &self.next[span.clone()]);
+            if self.stream {
+                pass.streamed(x, &mut y[span], gamma, beta, next);
+            } else {
+                pass.span::<false>(x, &mut y[span], gamma, beta, next);
+            }
+        }
+    }
 }
 
 /// The last pass over a row: `((x - mean) - correction) * rstd * gamma + beta`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Normalize<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> {
+struct Normalize<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> {
     isa: I,
     mean: T::Lanes<I>,
     correction: T::Lanes<I>,
     rstd: T::Lanes<I>,
-    stream: bool,
 }
 
 impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GAMMA, BETA> {
+    /// A row past the caches. Streaming stores want y aligned; the elements before that go through the caches.
     #[inline(always)]
-    pub(crate) fn new(isa: I, mean: T, correction: T, rstd: T, stream: bool) -> Self {
-        Self {
-            isa,
-            mean: T::Lanes::splat(isa, mean),
-            correction: T::Lanes::splat(isa, correction),
-            rstd: T::Lanes::splat(isa, rstd),
-            stream,
-        }
-    }
-
-    /// A row that is in cache, as the next one is.
-    #[inline(always)]
-    fn cached(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T]) {
-        let (x, y) = (T::chunks(x).0, T::chunks_mut(y).0);
-        let (gamma, beta) = (T::chunks(gamma).0, T::chunks(beta).0);
-        let y = &mut y[..x.len()];
-        let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
-        let beta = if BETA { &beta[..x.len()] } else { beta };
-        for i in 0..x.len() {
-            self.chunk(&x[i], gamma.get(i), beta.get(i)).store(&mut y[i]);
-        }
-    }
-
-    /// A row, or a piece of one with the same piece of gamma and beta.
-    #[inline(always)]
-    pub(crate) fn row(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T], next: &[T]) {
-        if !self.stream {
-            return self.span::<false>(x, y, gamma, beta, next);
-        }
-        // Streaming stores want y aligned; the elements before that go through the caches.
+    fn streamed(self, x: &[T], y: &mut [T], gamma: &[T], beta: &[T], next: &[T]) {
         let head = super::misaligned(y);
         let (x_head, x) = x.split_at(head);
         let (y_head, y) = y.split_at_mut(head);
         let (gamma_head, gamma) = if GAMMA { gamma.split_at(head) } else { (gamma, gamma) };
         let (beta_head, beta) = if BETA { beta.split_at(head) } else { (beta, beta) };
         self.tail(x_head, y_head, gamma_head, beta_head);
-        self.span::<true>(x, y, gamma, beta, next);
+        self.span::<true>(x, y, gamma, beta, &next[head..]);
     }
 
     #[inline(always)]
@@ -228,12 +283,13 @@ impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GA
         let (gamma, gamma_tail) = T::chunks(gamma);
         let (beta, beta_tail) = T::chunks(beta);
         let y = &mut y[..x.len()];
-        let next = T::chunks(next).0;
-        let next = if next.len() >= x.len() { &next[..x.len()] } else { x };
+        let next = &T::chunks(next).0[..x.len()];
         let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
         let beta = if BETA { &beta[..x.len()] } else { beta };
         for i in 0..x.len() {
-            isa.prefetch(&next[i]);
+            if i % 4 >= 2 {
+                isa.prefetch(&next[i]);
+            }
             let value = self.chunk(&x[i], gamma.get(i), beta.get(i));
             if STREAM { value.stream(&mut y[i]) } else { value.store(&mut y[i]) }
         }

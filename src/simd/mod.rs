@@ -27,6 +27,9 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// 8 `f64`.
     type F64: Lanes<f64, Self>;
 
+    /// Whether loops of known length are compiled for the commonest short widths. They give the same bits.
+    const SPECIALIZED: bool;
+
     /// Runs a kernel compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 

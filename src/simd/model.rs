@@ -12,6 +12,7 @@ pub(crate) struct Model;
 
 impl Isa for Model {
     type F32 = Array<f32, 16>;
+    const SPECIALIZED: bool = false;
     type F64 = Array<f64, 8>;
 
     #[inline(always)]

@@ -12,6 +12,7 @@ pub(crate) struct Portable;
 
 impl Isa for Portable {
     type F32 = f32x16;
+    const SPECIALIZED: bool = false;
     type F64 = f64x8;
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! `bench`: the time of forward and backward beside that of copying the same bytes.
 
+use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use llm_operator::{
@@ -12,7 +13,7 @@ const SHAPES: &str = "1x768,64x768,1024x64,4096x256,2048x1024,8192x768,2048x4096
 
 /// Time forward and backward, and copies of the same bytes, on this machine.
 #[derive(Debug, Args)]
-pub(crate) struct Bench {
+pub(crate) struct Arguments {
     /// Shapes, ROWSxWIDTH, separated by commas.
     #[arg(long, default_value = SHAPES, value_delimiter = ',')]
     shapes: Vec<Shape>,
@@ -31,9 +32,6 @@ pub(crate) struct Bench {
     /// Write outputs past the caches: where they cannot stay there, always, or never.
     #[arg(long, value_enum, default_value_t = Stores::Auto)]
     streaming: Stores,
-    /// Print one JSON object a line instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -108,29 +106,27 @@ fn seconds(text: &str) -> Result<f64> {
     Ok(seconds)
 }
 
-impl Bench {
-    pub(crate) fn run(&self) -> Result<()> {
+impl Arguments {
+    /// Prints a line for each figure as soon as it is there: one JSON object with `json`, else a row of a table.
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads.into()).build()?;
         let backend = Backend::chosen()?;
-        if !self.json {
-            println!("{} {}, {} thread(s), backend {}", self.dtype(), "medians", self.threads, backend.name());
-            println!("{:>12} {:>15} {:>12} {:>9} {:>12} {:>9}", "shape", "op", "us", "GB/s", "copy us", "op/copy");
-        }
         // The whole measurement runs in the pool: a call from outside would wake a thread of it each time.
         pool.install(|| match self.dtype {
-            Dtype::F32 => self.run_type::<f32>(backend),
-            Dtype::F64 => self.run_type::<f64>(backend),
+            Dtype::F32 => self.run_type::<f32>(backend, json),
+            Dtype::F64 => self.run_type::<f64>(backend, json),
         })
     }
 
-    fn dtype(&self) -> &'static str {
-        match self.dtype {
-            Dtype::F32 => "f32",
-            Dtype::F64 => "f64",
+    fn run_type<T: Element>(&self, backend: Backend, json: bool) -> Result<()> {
+        if !json {
+            let head = format!(
+                "{}, {} thread(s), backend {}; medians; copy: the same bytes, by the faster of ordinary and streaming stores
+                 {:>12} {:>15} {:>12} {:>9} {:>12} {:>9}",
+                T::NAME, self.threads, backend.name(), "shape", "op", "us", "GB/s", "copy us", "op/copy",
+            );
+            report::line(&head)?;
         }
-    }
-
-    fn run_type<T: Element>(&self, backend: Backend) -> Result<()> {
         for &shape in &self.shapes {
             let mut arrays = Arrays::<T>::new(shape);
             let mut copies = [None; 2];
@@ -141,27 +137,42 @@ impl Bench {
                     None => *copy.insert(arrays.time_copy(backend, op.is_forward(), self.seconds)?),
                 };
                 let time = arrays.time(op, shape.width, self.streaming, self.seconds)?;
-                self.print::<T>(shape, op, time, copy, backend);
+                let figure = Figure { shape, op, time, copy };
+                let text = if json { figure.json::<T>(self.threads, backend) } else { figure.row::<T>() };
+                if !report::line(&text)? {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
+}
 
-    fn print<T: Element>(&self, shape: Shape, op: Op, time: f64, copy: f64, backend: Backend) {
-        let Shape { rows, width } = shape;
-        if self.json {
-            let line = serde_json::json!({
-                "impl": "ours", "op": op.name(), "dtype": T::NAME, "rows": rows, "width": width,
-                "threads": self.threads, "backend": backend.name(), "us": time, "copy_us": copy,
-            });
-            println!("{line}");
-        } else {
-            let arrays = if op.is_forward() { 2 } else { 3 };
-            let gigabytes = (arrays * rows * width * size_of::<T>()) as f64 / (time * 1e3);
-            let shape = format!("{rows}x{width}");
-            let ratio = time / copy;
-            println!("{shape:>12} {:>15} {time:>12.2} {gigabytes:>9.1} {copy:>12.2} {ratio:>9.2}", op.name());
-        }
+/// One line of the table; times in microseconds.
+#[derive(Debug, Clone, Copy)]
+struct Figure {
+    shape: Shape,
+    op: Op,
+    time: f64,
+    copy: f64,
+}
+
+impl Figure {
+    fn json<T: Element>(self, threads: u16, backend: Backend) -> String {
+        let Self { shape: Shape { rows, width }, op, time, copy } = self;
+        let line = serde_json::json!({
+            "impl": "ours", "op": op.name(), "dtype": T::NAME, "rows": rows, "width": width,
+            "threads": threads, "backend": backend.name(), "us": time, "copy_us": copy,
+        });
+        line.to_string()
+    }
+
+    fn row<T: Element>(self) -> String {
+        let Self { shape: Shape { rows, width }, op, time, copy } = self;
+        let arrays = if op.is_forward() { 2 } else { 3 };
+        let gigabytes = (arrays * rows * width * size_of::<T>()) as f64 / (time * 1e3);
+        let (shape, ratio) = (format!("{rows}x{width}"), time / copy);
+        format!("{shape:>12} {:>15} {time:>12.2} {gigabytes:>9.1} {copy:>12.2} {ratio:>9.2}", op.name())
     }
 }
 
@@ -204,11 +215,12 @@ impl<T: Element> Arrays<T> {
         for stream in [false, true] {
             let Self { x, dy, output, .. } = self;
             let time = median_microseconds(seconds / 2.0, || {
-                Ok(if is_forward {
-                    roofline::copy(backend, x, output, stream)?
+                if is_forward {
+                    roofline::copy(backend, x, output, stream)?;
                 } else {
-                    roofline::add(backend, x, dy, output, stream)?
-                })
+                    roofline::add(backend, x, dy, output, stream)?;
+                }
+                Ok(())
             })?;
             fastest = fastest.min(time);
         }

@@ -49,7 +49,7 @@ enum Command {
     Forward(forward::Arguments),
     Backward(backward::Arguments),
     Info(info::Arguments),
-    Bench(bench::Bench),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -73,7 +73,7 @@ fn run(command_line: CommandLine) -> anyhow::Result<u8> {
         Some(Command::Forward(arguments)) => report::print(&forward::run(&arguments)?, json)?,
         Some(Command::Backward(arguments)) => report::print(&backward::run(&arguments)?, json)?,
         Some(Command::Info(arguments)) => report::print(&info::run(&arguments)?, json)?,
-        Some(Command::Bench(arguments)) => arguments.run()?,
+        Some(Command::Bench(arguments)) => arguments.run(json)?,
         None => return check(&check::Arguments::default(), json),
     }
     Ok(0)

@@ -10,10 +10,16 @@ use std::io::{ErrorKind, Write};
 /// A reader that has gone away (`llm-operator info | head -1`) is no error.
 pub(crate) fn print<R: Serialize + Display>(result: &R, json: bool) -> anyhow::Result<()> {
     let text = if json { serde_json::to_string_pretty(result)? } else { result.to_string() };
+    line(text.trim_end()).map(|_| ())
+}
+
+/// Prints a line at once; says whether there is still somebody to read the next.
+pub(crate) fn line(text: &str) -> anyhow::Result<bool> {
     let mut stdout = std::io::stdout().lock();
-    let written = writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush());
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     match written {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("stdout: cannot write the result"),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("stdout: cannot write the result"),
     }
 }

@@ -26,6 +26,7 @@ macro_rules! token {
         impl Isa for $token {
             type F32 = $f32;
             type F64 = $f64;
+            const SPECIALIZED: bool = true;
 
             #[inline]
             fn run<K: Kernel>(self, kernel: K) -> K::Output {
