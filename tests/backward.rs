@@ -1,5 +1,7 @@
 //! Backward gives the gradients that the definition says, each alone or with others, overwritten or accumulated.
 
+#![allow(clippy::excessive_precision, reason = "the values stand as they were printed")]
+
 mod support;
 
 use llm_operator::{Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut, layer_norm, reference};

@@ -14,7 +14,7 @@ const SHAPES: &str = "1x768,64x768,1024x64,4096x256,2048x1024,8192x768,2048x4096
 /// Time forward and backward, and copies of the same bytes, on this machine.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Shapes, ROWSxWIDTH, separated by commas.
+    /// Shapes, as 64x768 (rows x width), separated by commas.
     #[arg(long, default_value = SHAPES, value_delimiter = ',')]
     shapes: Vec<Shape>,
     /// Threads.
@@ -89,7 +89,7 @@ impl std::str::FromStr for Shape {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (rows, width) = text.split_once('x').context("expected ROWSxWIDTH, such as 64x768")?;
+        let (rows, width) = text.split_once('x').context("expected rows x width, such as 64x768")?;
         let shape = Self { rows: rows.parse()?, width: width.parse()? };
         if shape.rows == 0 || shape.width == 0 || shape.rows.checked_mul(shape.width).is_none() {
             bail!("expected at least one row and one element a row, and not more than can be counted");
