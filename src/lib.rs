@@ -16,7 +16,7 @@
 //! dbeta  = sum over rows of dy
 //! ```
 //!
-//! [`reference`] is this as plain loops, with the derivation.
+//! [`mod@reference`] is this as plain loops, with the derivation.
 //!
 //! # Example
 //!
@@ -63,7 +63,7 @@
 //! | `driver` | how rows become tasks for rayon |
 //! | `kernel` | the arithmetic, once for all instruction sets |
 //! | `simd` | what a register is: portable, AVX2, AVX-512, and the model that they are tested against |
-//! | [`reference`] | the definition, as scalar loops |
+//! | [`mod@reference`] | the definition, as scalar loops |
 //! | [`grad_check`] | the checker, which knows operations only through a trait |
 //! | [`numpy_random`] | NumPy's random numbers, bit for bit |
 //! | [`roofline`] | the speed of memory |

@@ -9,7 +9,7 @@
 //! dbeta  = sum over rows of dy
 //! ```
 //!
-//! (Ba, Kiros and Hinton, "Layer Normalization", 2016; derived step by step in [`reference`](crate::reference).)
+//! (Ba, Kiros and Hinton, "Layer Normalization", 2016; derived step by step in [`reference`](mod@crate::reference).)
 //! The saved mean is rounded to the element type. `mean(h)` recovers what that took away, from sums that the
 //! first pass takes anyway; so backward sees the same corrected mean as forward, and a mean that another
 //! library computed less well does no harm.
