@@ -23,10 +23,10 @@ use super::forward::Parameters;
 use super::stats::CompensatedSum;
 use super::wide::Wide;
 use crate::Element;
-use crate::simd::{Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
 /// Rows that go together through the second pass.
-pub(crate) const BLOCK: usize = 8;
+pub(crate) const BLOCK: usize = BATCH;
 /// 64-byte chunks in a tile of columns: with dgamma and dbeta, half of the registers of AVX2.
 const TILE: usize = 4;
 /// Accumulators for each of the three sums of a row: three times two chains hide the latency of an addition.
@@ -55,7 +55,7 @@ pub(crate) struct Backward<'a, T> {
 }
 
 /// What the second pass needs of a row.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Row<T> {
     mean: T,
     rstd: T,
@@ -112,22 +112,9 @@ impl<T: Element> Backward<'_, T> {
         let mut first = 0;
         while first < count {
             let rows = BLOCK.min(count - first);
-            let mut found = [None; BLOCK];
-            for (i, found) in found.iter_mut().enumerate().take(rows) {
-                let row = first + i;
-                let span = row * width..(row + 1) * width;
-                *found = Some(first_pass::<T, I, GAMMA>(isa, &x[span.clone()], &dy[span], gamma, mean[row], rstd[row]));
-            }
-            let found = found.map(|row| {
-                row.unwrap_or(Row {
-                    mean: T::ZERO,
-                    rstd: T::ZERO,
-                    correction: T::ZERO,
-                    minus_mean_g: T::ZERO,
-                    mean_product: T::ZERO,
-                    ordinary: true,
-                })
-            });
+            let span = first * width..(first + rows) * width;
+            let (block_mean, block_rstd) = (&mean[first..first + rows], &rstd[first..first + rows]);
+            let found = first_pass::<T, I, GAMMA>(isa, &x[span.clone()], &dy[span], gamma, block_mean, block_rstd);
             // Ordinary rows that follow each other go together, so that sums are added in the order of the rows.
             let mut start = 0;
             while start < rows {
@@ -169,41 +156,74 @@ impl<T: Element> Backward<'_, T> {
     }
 }
 
-/// The sums of a row, and what the second pass makes of them.
+/// The sums of the rows of a block, and what the second pass makes of them.
+///
+/// The rows go together so that one finds work to do while the sums of another are finished.
 #[inline(always)]
 fn first_pass<T: Element, I: Isa, const GAMMA: bool>(
     isa: I,
     x: &[T],
     dy: &[T],
     gamma: &[T],
-    mean: T,
-    rstd: T,
-) -> Row<T> {
+    mean: &[T],
+    rstd: &[T],
+) -> [Row<T>; BLOCK] {
+    let rows = mean.len().min(BLOCK);
+    let width = x.len() / rows.max(1);
     let segment = super::segment::<T>();
-    let [sum_g, sum_h, sum_product] = if x.len() <= segment {
-        row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd)
+    let [sum_g, sum_h, sum_product] = if width <= segment {
+        segment_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd, 0..width)
     } else {
-        let mut sums = [CompensatedSum::default(); 3];
-        for (i, (x, dy)) in x.chunks(segment).zip(dy.chunks(segment)).enumerate() {
-            let gamma = if GAMMA { &gamma[i * segment..i * segment + x.len()] } else { gamma };
-            let part = row_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd);
-            for (sum, part) in sums.iter_mut().zip(part) {
-                sum.add(part);
+        let mut sums = [[CompensatedSum::default(); BLOCK]; 3];
+        for start in (0..width).step_by(segment) {
+            let columns = start..width.min(start + segment);
+            let parts = segment_sums::<T, I, GAMMA>(isa, x, dy, gamma, mean, rstd, columns);
+            for (sum, part) in sums.as_flattened_mut().iter_mut().zip(parts.as_flattened()) {
+                sum.add(*part);
             }
         }
-        sums.map(CompensatedSum::value)
+        sums.map(|sums| sums.map(CompensatedSum::value))
     };
-    let width = x.len() as f64;
-    let correction = sum_h / width;
-    let product = sum_product - correction * sum_g;
-    Row {
-        mean,
-        rstd,
-        correction: T::from_f64(correction),
-        minus_mean_g: T::from_f64(-sum_g / width),
-        mean_product: T::from_f64(product / width),
-        ordinary: careful::is_ordinary_rstd(rstd) && T::from_f64(product.abs() + sum_g.abs()).to_f64().is_finite(),
+    let per_element = 1.0 / width as f64;
+    let mut found = [Row::default(); BLOCK];
+    for row in 0..rows {
+        let correction = sum_h[row] * per_element;
+        let product = sum_product[row] - correction * sum_g[row];
+        let is_finite = T::from_f64(product.abs() + sum_g[row].abs()).to_f64().is_finite();
+        found[row] = Row {
+            mean: mean[row],
+            rstd: rstd[row],
+            correction: T::from_f64(correction),
+            minus_mean_g: T::from_f64(-sum_g[row] * per_element),
+            mean_product: T::from_f64(product * per_element),
+            ordinary: careful::is_ordinary_rstd(rstd[row]) && is_finite,
+        };
     }
+    found
+}
+
+/// `sum(g)`, `sum(h)` and `sum(g * h)` of the rows of a block over some columns, a segment at most.
+#[inline(always)]
+fn segment_sums<T: Element, I: Isa, const GAMMA: bool>(
+    isa: I,
+    x: &[T],
+    dy: &[T],
+    gamma: &[T],
+    mean: &[T],
+    rstd: &[T],
+    columns: std::ops::Range<usize>,
+) -> [[f64; BLOCK]; 3] {
+    let rows = mean.len().min(BLOCK);
+    let width = x.len() / rows.max(1);
+    let gamma = if GAMMA { &gamma[columns.clone()] } else { gamma };
+    let zero = T::Lanes::splat(isa, T::ZERO);
+    let [mut sum_g, mut sum_h, mut product] = [[zero; BLOCK]; 3];
+    for row in 0..rows {
+        let span = row * width + columns.start..row * width + columns.end;
+        let found = row_sums::<T, I, GAMMA>(isa, &x[span.clone()], &dy[span], gamma, mean[row], rstd[row]);
+        (sum_g[row], sum_h[row], product[row]) = (found.g, found.h, found.product);
+    }
+    [T::Lanes::sums(sum_g), T::Lanes::sums(sum_h), T::Lanes::sums(product)]
 }
 
 /// `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
@@ -242,7 +262,7 @@ fn row_sums<T: Element, I: Isa, const GAMMA: bool>(
     gamma: &[T],
     mean: T,
     rstd: T,
-) -> [f64; 3] {
+) -> RowSums<T::Lanes<I>> {
     let (mean, rstd) = (T::Lanes::splat(isa, mean), T::Lanes::splat(isa, rstd));
     let zero = T::Lanes::splat(isa, T::ZERO);
     let none = RowSums { g: zero, h: zero, product: zero };
@@ -280,7 +300,7 @@ fn row_sums<T: Element, I: Isa, const GAMMA: bool>(
         }
         total = total.plus(g, h);
     }
-    [total.g.sum(), total.h.sum(), total.product.sum()]
+    total
 }
 
 /// The second pass over ordinary rows that follow each other.

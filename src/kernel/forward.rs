@@ -71,7 +71,7 @@ impl<T: Element> Kernel for Forward<'_, T> {
 }
 
 /// Bytes of x in a batch of rows: with as many of y, what a first-level cache holds.
-const BATCH_BYTES: usize = 16 << 10;
+const BATCH_BYTES: usize = 24 << 10;
 
 /// Bytes of a row below which rows are streamed a batch at a time: of each stretch, the cache lines at its two ends
 /// cannot be streamed.
@@ -101,9 +101,9 @@ impl<T: Element> Forward<'_, T> {
             // Near the end there is no next batch: what is asked for again is in cache.
             let next = if next.len() < x.len() { x } else { &next[..x.len()] };
             let found = if is_long {
-                stats::long_row(isa, x, next, self.segments)
+                stats::long_row(isa, x, self.segments)
             } else {
-                stats::short_rows::<T, I, CHUNKS>(isa, x, next, rows, width)
+                stats::short_rows::<T, I, CHUNKS>(isa, x, rows, width)
             };
             let finished = Finished::new(&found, self.parameters.epsilon);
             let y = &mut self.y[first * width..][..rows * width];
@@ -287,9 +287,7 @@ impl<T: Element, I: Isa, const GAMMA: bool, const BETA: bool> Normalize<T, I, GA
         let gamma = if GAMMA { &gamma[..x.len()] } else { gamma };
         let beta = if BETA { &beta[..x.len()] } else { beta };
         for i in 0..x.len() {
-            if i % 4 >= 2 {
-                isa.prefetch(&next[i]);
-            }
+            isa.prefetch(&next[i]);
             let value = self.chunk(&x[i], gamma.get(i), beta.get(i));
             if STREAM { value.stream(&mut y[i]) } else { value.store(&mut y[i]) }
         }

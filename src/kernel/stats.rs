@@ -87,11 +87,10 @@ pub(crate) struct RowStatistics<T> {
 pub(super) fn short_rows<T: Element, I: Isa, const CHUNKS: usize>(
     isa: I,
     x: &[T],
-    next: &[T],
     rows: usize,
     width: usize,
 ) -> RowStatistics<T> {
-    let moments = moments::<T, I, CHUNKS>(isa, x, next, rows, width);
+    let moments = moments::<T, I, CHUNKS>(isa, x, rows, width);
     let per_element = 1.0 / width as f64;
     let mut found = RowStatistics { mean: [T::ZERO; BATCH], correction: [0.0; BATCH], variance: [0.0; BATCH] };
     for i in 0..BATCH {
@@ -106,16 +105,11 @@ pub(super) fn short_rows<T: Element, I: Isa, const CHUNKS: usize>(
 
 /// The statistics of one row of several segments, in the first place of each array.
 #[inline(always)]
-pub(super) fn long_row<T: Element, I: Isa>(
-    isa: I,
-    x: &[T],
-    next: &[T],
-    segments: &mut Vec<Segment>,
-) -> RowStatistics<T> {
+pub(super) fn long_row<T: Element, I: Isa>(isa: I, x: &[T], segments: &mut Vec<Segment>) -> RowStatistics<T> {
     segments.clear();
     let len = super::segment::<T>();
-    for (segment, next) in x.chunks(len).zip(next.chunks(len)) {
-        let moments = moments::<T, I, 0>(isa, segment, next, 1, segment.len());
+    for segment in x.chunks(len) {
+        let moments = moments::<T, I, 0>(isa, segment, 1, segment.len());
         segments.push(Segment {
             len: segment.len() as f64,
             mean: moments.mean[0].to_f64(),
@@ -168,15 +162,9 @@ const RUN: usize = 8;
 
 /// The moments of at most [`BATCH`] rows or segments of one width.
 #[inline(always)]
-fn moments<T: Element, I: Isa, const CHUNKS: usize>(
-    isa: I,
-    x: &[T],
-    next: &[T],
-    rows: usize,
-    width: usize,
-) -> Moments<T> {
+fn moments<T: Element, I: Isa, const CHUNKS: usize>(isa: I, x: &[T], rows: usize, width: usize) -> Moments<T> {
     let pilots = pilots::<T, I, CHUNKS>(isa, x, rows, width);
-    let mut found = moments_about::<T, I, CHUNKS>(isa, x, next, rows, width, pilots);
+    let mut found = moments_about::<T, I, CHUNKS>(isa, x, rows, width, pilots);
     let per_element = 1.0 / width as f64;
     let is_far = |found: &Moments<T>, i: usize| {
         let mean = found.sum[i] * per_element;
@@ -194,7 +182,7 @@ fn moments<T: Element, I: Isa, const CHUNKS: usize>(
                 means[i] = T::from_f64(pilots[i].to_f64() + found.sum[i] * per_element);
             }
         }
-        found = moments_about::<T, I, 0>(isa, x, x, rows, width, means);
+        found = moments_about::<T, I, 0>(isa, x, rows, width, means);
     }
     found
 }
@@ -243,7 +231,6 @@ fn pilots<T: Element, I: Isa, const CHUNKS: usize>(isa: I, x: &[T], rows: usize,
 fn moments_about<T: Element, I: Isa, const CHUNKS: usize>(
     isa: I,
     x: &[T],
-    next: &[T],
     rows: usize,
     width: usize,
     mean: [T; BATCH],
@@ -252,28 +239,22 @@ fn moments_about<T: Element, I: Isa, const CHUNKS: usize>(
     let [mut sum, mut squares] = [[zero; BATCH]; 2];
     let (rows, width) = known::<T, CHUNKS>(rows, width);
     for i in 0..rows.min(BATCH) {
-        let span = i * width..(i + 1) * width;
-        (sum[i], squares[i]) = sum_and_squares(isa, &x[span.clone()], &next[span], mean[i]);
+        (sum[i], squares[i]) = sum_and_squares(isa, &x[i * width..][..width], mean[i]);
     }
     Moments { mean, sum: T::Lanes::sums(sum), squares: T::Lanes::sums(squares) }
 }
 
 /// `sum(d)` and `sum(d * d)` of `d = x - mean`, lane by lane.
 #[inline(always)]
-fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], next: &[T], mean: T) -> (T::Lanes<I>, T::Lanes<I>) {
+fn sum_and_squares<T: Element, I: Isa>(isa: I, x: &[T], mean: T) -> (T::Lanes<I>, T::Lanes<I>) {
     let mean = T::Lanes::splat(isa, mean);
     let zero = T::Lanes::splat(isa, T::ZERO);
     let (mut total, mut total_squares) = (zero, zero);
     let (chunks, tail) = T::chunks(x);
-    let next = &T::chunks(next).0[..chunks.len()];
-    for (run, next) in chunks.chunks(RUN * ACCUMULATORS).zip(next.chunks(RUN * ACCUMULATORS)) {
+    for run in chunks.chunks(RUN * ACCUMULATORS) {
         let [mut sum, mut squares] = [[zero; ACCUMULATORS]; 2];
         let (groups, rest) = run.as_chunks::<ACCUMULATORS>();
-        for (group, next) in groups.iter().zip(next.as_chunks::<ACCUMULATORS>().0) {
-            // Half of the chunks that come next are asked for here, the other half in the last pass: memory is then
-            // at work in both.
-            isa.prefetch(&next[0]);
-            isa.prefetch(&next[1]);
+        for group in groups {
             for i in 0..ACCUMULATORS {
                 let d = T::Lanes::load(isa, &group[i]) - mean;
                 sum[i] = sum[i] + d;
