@@ -189,14 +189,17 @@ fn first_pass<T: Element, I: Isa, const GAMMA: bool>(
     for row in 0..rows {
         let correction = sum_h[row] * per_element;
         let product = sum_product[row] - correction * sum_g[row];
-        let is_finite = T::from_f64(product.abs() + sum_g[row].abs()).to_f64().is_finite();
+        let size = T::from_f64(product.abs() + sum_g[row].abs()).to_f64();
+        // Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel.
+        let dy = &dy[row * width..][..width];
+        let is_small = size < 1e-18 && careful::is_tiny(dy, if GAMMA { Some(gamma) } else { None });
         found[row] = Row {
             mean: mean[row],
             rstd: rstd[row],
             correction: T::from_f64(correction),
             minus_mean_g: T::from_f64(-sum_g[row] * per_element),
             mean_product: T::from_f64(product * per_element),
-            ordinary: careful::is_ordinary_rstd(rstd[row]) && is_finite,
+            ordinary: careful::is_ordinary_rstd(rstd[row]) && size.is_finite() && !is_small,
         };
     }
     found

@@ -2,32 +2,43 @@
 //!
 //! - Rows narrower than [`NARROW`]. There the terms of `dx` cancel: of width 2, all that is left of
 //!   `g - mean(g) - xhat * mean(g * xhat)` is `epsilon / (var + epsilon)` of it.
-//! - Rows whose squares overflow or vanish although the answer is representable. The row is scaled by a power of two
-//!   that brings its largest magnitude (or `sqrt(epsilon)`, where that is larger) to about 1. Scaling by a power of two is
+//! - Rows whose squares overflow or vanish although the answer is representable. The row is scaled by powers of two
+//!   that bring its largest magnitude, and its spread (or `sqrt(epsilon)`, where that is larger), to about 1. That is
 //!   exact, and LayerNorm of a scaled row is LayerNorm of the row: `y(s x, s^2 epsilon) = y(x, epsilon)`, and `dx` and
 //!   `rstd` take the factor `1 / s`. An ordinary row pays one test on its variance ([`is_ordinary`]) for that.
 
-use super::wide::Wide;
+use super::wide::{self, Wide, power_of_two, scaled};
 use crate::Element;
 
 /// Elements from which a row has so many directions that the terms of its `dx` do not all but cancel.
 pub(super) const NARROW: usize = 16;
 
-/// The values of `var + epsilon` for which single-precision squares neither overflowed nor lost bits to
+/// The variances for which single-precision squares neither overflowed nor lost bits to
 /// underflow: each square is off by 2^-150 at most, 2^-50 of the smallest sum.
 const ORDINARY_F32: (f64, f64) = (power_of_two(-100), power_of_two(126));
 /// The same in double precision.
 const ORDINARY_F64: (f64, f64) = (power_of_two(-900), power_of_two(1000));
 
-const fn power_of_two(exponent: i32) -> f64 {
-    f64::from_bits(((exponent + 1023) as u64) << 52)
+/// Whether the variance, with and without `epsilon`, says that a row was computed without overflow and underflow. NaN says
+/// no, and so does 0: a row so near constant is looked at again.
+#[inline(always)]
+pub(super) fn is_ordinary<T: Element>(variance: f64, variance_and_epsilon: f64) -> bool {
+    let (least, most) = if T::HAS_WIDE_RANGE { ORDINARY_F64 } else { ORDINARY_F32 };
+    variance >= least && variance_and_epsilon <= most
 }
 
-/// Whether `var + epsilon` says that a row was computed without overflow and underflow. NaN says no.
-#[inline(always)]
-pub(super) fn is_ordinary<T: Element>(variance_and_epsilon: f64) -> bool {
-    let (least, most) = if T::HAS_WIDE_RANGE { ORDINARY_F64 } else { ORDINARY_F32 };
-    variance_and_epsilon >= least && variance_and_epsilon <= most
+/// Whether all elements of a row are the same number: then no difference lost bits to underflow.
+pub(super) fn is_constant<T: Element>(x: &[T]) -> bool {
+    x.iter().all(|value| *value == x[0] && value.to_f64().is_finite())
+}
+
+/// Whether the gradients of a row are so small that products of them lose bits to underflow: none of them is as large as
+/// the least ordinary variance, and not all of them are 0.
+pub(super) fn is_tiny<T: Element>(dy: &[T], gamma: Option<&[T]>) -> bool {
+    let least = if T::HAS_WIDE_RANGE { ORDINARY_F64.0 } else { ORDINARY_F32.0 };
+    let g = |j: usize| (dy[j].to_f64() * gamma.map_or(1.0, |gamma| gamma[j].to_f64())).abs();
+    let largest = (0..dy.len()).map(g).fold(0.0, f64::max);
+    largest < least && dy.iter().any(|dy| *dy != T::ZERO)
 }
 
 /// The same of the `rstd` that a forward pass saved.
@@ -38,81 +49,87 @@ pub(super) fn is_ordinary_rstd<T: Element>(rstd: T) -> bool {
     rstd.to_f64() >= least && rstd.to_f64() <= most
 }
 
-/// `value * 2^exponent`, for any exponent, rounded once.
-#[inline(always)]
-fn scaled(value: f64, exponent: i32) -> f64 {
-    if exponent == 0 { value } else { scaled_by_steps(value, exponent) }
-}
-
-fn scaled_by_steps(mut value: f64, mut exponent: i32) -> f64 {
-    while exponent > 1023 {
-        value *= power_of_two(1023);
-        exponent -= 1023;
-    }
-    while exponent < -1022 {
-        // 53 less than could be: the intermediate value is then subnormal only where the result vanishes.
-        value *= power_of_two(-969);
-        exponent += 969;
-    }
-    value * power_of_two(exponent)
-}
-
-/// The exponent of a positive finite value, `2^e <= value < 2^(e + 1)`; 0 for zero.
-fn exponent(value: f64) -> i32 {
-    if value == 0.0 {
-        return 0;
-    }
-    let biased = (value.to_bits() >> 52 & 0x7ff) as i32;
-    if biased == 0 { exponent(value * power_of_two(64)) - 64 } else { biased - 1023 }
-}
-
 /// The power of two by which values are taken smaller, so that sums and squares of them stay in range; `None` where one
 /// of them is infinite or NaN. The squares of `f32` are in the range of `f64` as they are.
 #[inline(always)]
-fn range<T: Element>(values: &[T], at_least: f64) -> Option<i32> {
-    let mut largest = at_least;
+fn range<T: Element>(values: &[T]) -> Option<i32> {
+    let mut largest = 0.0_f64;
     let mut finite = true;
     for value in values {
         let magnitude = value.to_f64().abs();
         finite &= magnitude < f64::INFINITY;
         largest = largest.max(magnitude);
     }
-    finite.then(|| if T::HAS_WIDE_RANGE { exponent(largest) } else { 0 })
+    finite.then(|| if T::HAS_WIDE_RANGE { wide::exponent(largest) } else { 0 })
 }
 
 /// A row of x with its statistics.
+///
+/// Two powers of two keep all that is computed in range: one is near the largest `|x|`, the other near the largest
+/// `|x - mean|`, or `sqrt(epsilon)` where that is larger.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CarefulRow<'a, T: Element> {
     x: &'a [T],
-    /// The row is taken times 2^-exponent.
+    /// x is taken times 2^-exponent.
     exponent: i32,
-    /// The mean of the scaled row.
+    /// The mean of x so taken.
     mean: T::Wide,
-    /// `rstd` of the scaled row; 0 where the variance and `epsilon` both are.
+    /// `x - mean` is taken times 2^-spread.
+    spread: i32,
+    /// `rstd` of the row so taken; 0 where the variance and `epsilon` both are.
     rstd: T::Wide,
+    /// `epsilon` so taken, times the square of that.
+    epsilon_share: T::Wide,
 }
 
 impl<'a, T: Element> CarefulRow<'a, T> {
     /// The statistics of a row; `None` where it holds a NaN or an infinity.
     #[inline(always)]
     pub(super) fn new(x: &'a [T], epsilon: f64) -> Option<Self> {
-        let exponent = range(x, epsilon.sqrt())?;
-        let value = |x: &T| T::Wide::new(scaled(x.to_f64(), -exponent));
-        let width = x.len() as f64;
         let zero = T::Wide::new(0.0);
-        let mut sum = zero;
-        for x in x {
-            sum = sum + value(x);
+        let exponent = range(x)?;
+        let mut row = Self { x, exponent, mean: zero, spread: exponent, rstd: zero, epsilon_share: zero };
+        let width = x.len() as f64;
+        for column in 0..x.len() {
+            row.mean = row.mean + row.scaled_x(column);
         }
-        let mean = sum.divided(width);
+        row.mean = row.mean.divided(width);
+        if T::HAS_WIDE_RANGE {
+            let mut largest = 0.0_f64;
+            for column in 0..x.len() {
+                largest = largest.max((row.scaled_x(column) - row.mean).value().abs());
+            }
+            // Of a constant row `epsilon` alone counts.
+            let of_epsilon = wide::exponent(epsilon.sqrt());
+            row.spread = match (largest > 0.0, epsilon > 0.0) {
+                (true, true) => (wide::exponent(largest) + exponent).max(of_epsilon),
+                (true, false) => wide::exponent(largest) + exponent,
+                (false, _) => of_epsilon,
+            };
+        }
         let mut squares = zero;
-        for x in x {
-            let d = value(x) - mean;
+        for column in 0..x.len() {
+            let d = row.centred(column);
             squares = squares + d * d;
         }
-        let denominator = squares.divided(width) + T::Wide::new(scaled(epsilon, -2 * exponent));
-        let rstd = if denominator.value() > 0.0 { denominator.reciprocal_sqrt() } else { zero };
-        Some(Self { x, exponent, mean, rstd })
+        let epsilon = T::Wide::new(scaled(epsilon, -2 * row.spread));
+        let denominator = squares.divided(width) + epsilon;
+        if denominator.value() > 0.0 {
+            row.rstd = denominator.reciprocal_sqrt();
+            row.epsilon_share = epsilon * row.rstd * row.rstd;
+        }
+        Some(row)
+    }
+
+    #[inline(always)]
+    fn scaled_x(&self, column: usize) -> T::Wide {
+        T::Wide::new(scaled(self.x[column].to_f64(), -self.exponent))
+    }
+
+    /// `x - mean`, scaled.
+    #[inline(always)]
+    fn centred(&self, column: usize) -> T::Wide {
+        (self.scaled_x(column) - self.mean).scaled(self.exponent - self.spread)
     }
 
     /// The mean, rounded once.
@@ -125,13 +142,13 @@ impl<'a, T: Element> CarefulRow<'a, T> {
     #[inline(always)]
     pub(super) fn rstd(&self) -> T {
         let rstd = self.rstd.value();
-        T::from_f64(if rstd == 0.0 { f64::INFINITY } else { scaled(rstd, -self.exponent) })
+        T::from_f64(if rstd == 0.0 { f64::INFINITY } else { scaled(rstd, -self.spread) })
     }
 
     /// The normalized value of one element: 0 in a constant row, whatever `epsilon`.
     #[inline(always)]
     pub(super) fn xhat(&self, column: usize) -> T::Wide {
-        (T::Wide::new(scaled(self.x[column].to_f64(), -self.exponent)) - self.mean) * self.rstd
+        self.centred(column) * self.rstd
     }
 
     /// The row's output.
@@ -152,8 +169,8 @@ impl<'a, T: Element> CarefulRow<'a, T> {
     /// The row's dx; `None` where dy (or gamma) holds a NaN or an infinity.
     #[inline(always)]
     pub(super) fn dx(&self, dy: &'a [T], gamma: Option<&'a [T]>) -> Option<CarefulDx<'a, T>> {
-        let dy_exponent = range(dy, 0.0)?;
-        let gamma_exponent = gamma.map_or(Some(0), |gamma| range(gamma, 0.0))?;
+        let dy_exponent = range(dy)?;
+        let gamma_exponent = gamma.map_or(Some(0), range)?;
         let zero = T::Wide::new(0.0);
         let mut found =
             CarefulDx { row: *self, dy, gamma, dy_exponent, gamma_exponent, mean_g: zero, mean_product: zero };
@@ -194,8 +211,14 @@ impl<T: Element> CarefulDx<'_, T> {
     /// One element.
     #[inline(always)]
     pub(super) fn value(&self, column: usize) -> T {
-        let centred = self.g(column) - self.mean_g - self.row.xhat(column) * self.mean_product;
-        let exponent = self.dy_exponent + self.gamma_exponent - self.row.exponent;
+        let centred = if self.dy.len() == 2 {
+            // `xhat` is the same number twice, once negative, and `1 - mean(xhat^2) = epsilon * rstd^2`: what is left of
+            // the other terms is known without the digits that they cancel.
+            (self.g(column) - self.mean_g) * self.row.epsilon_share
+        } else {
+            self.g(column) - self.mean_g - self.row.xhat(column) * self.mean_product
+        };
+        let exponent = self.dy_exponent + self.gamma_exponent - self.row.spread;
         T::from_f64(scaled((centred * self.row.rstd).value(), exponent))
     }
 }

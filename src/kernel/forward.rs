@@ -1,8 +1,8 @@
 //! Forward: `y = gamma * xhat + beta`, with the statistics of [`stats`](super::stats).
 //!
-//! A row is read three times: for its mean, for its variance, and to be normalized. It comes from memory the
-//! first time only, the other two find it in cache. `y` is written once, past the caches where the caller
-//! asks for that.
+//! A row is read for its statistics and then to be normalized: from memory the first time, from cache the second.
+//! `y` is written once, past the caches where the caller asks for that. Rows go in batches that a first-level cache
+//! holds, and while one batch is written the next is fetched.
 
 use super::careful::{self, CarefulRow};
 use super::copy;
@@ -105,7 +105,7 @@ impl<T: Element> Forward<'_, T> {
             } else {
                 stats::short_rows::<T, I, CHUNKS>(isa, x, rows, width)
             };
-            let finished = Finished::new(&found, self.parameters.epsilon);
+            let finished = Finished::new(&found, rows, self.parameters.epsilon);
             let y = &mut self.y[first * width..][..rows * width];
             if in_batches {
                 self.staged.resize(x.len(), T::ZERO);
@@ -119,6 +119,10 @@ impl<T: Element> Forward<'_, T> {
             save(&mut self.mean, first, &finished.reported_mean[..rows]);
             save(&mut self.rstd, first, &finished.rstd[..rows]);
             if !finished.ordinary {
+                if self.stream {
+                    // Streamed rows are about to be written again.
+                    isa.fence();
+                }
                 self.rescue(first, rows, &finished);
             }
         }
@@ -130,9 +134,11 @@ impl<T: Element> Forward<'_, T> {
     fn rescue(&mut self, first: usize, rows: usize, found: &Finished<T>) {
         let width = self.parameters.width;
         for row in 0..rows {
-            if !careful::is_ordinary::<T>(found.variance[row]) {
-                let span = (first + row) * width..(first + row + 1) * width;
-                let (mean, rstd) = careful_row(&self.parameters, &self.x[span.clone()], &mut self.y[span]);
+            let span = (first + row) * width..(first + row + 1) * width;
+            let x = &self.x[span.clone()];
+            let is_right = found.is_ordinary[row] || found.is_positive[row] && careful::is_constant(x);
+            if !is_right {
+                let (mean, rstd) = careful_row(&self.parameters, x, &mut self.y[span]);
                 save(&mut self.mean, first + row, &[mean]);
                 save(&mut self.rstd, first + row, &[rstd]);
             }
@@ -148,29 +154,33 @@ struct Finished<T> {
     rstd: [T; BATCH],
     /// The mean, rounded once.
     reported_mean: [T; BATCH],
-    /// With `epsilon`.
-    variance: [f64; BATCH],
-    /// Whether all rows are free of overflow and underflow. (Of rows that are not there, the variance is `epsilon`.)
+    /// Whether a row is free of overflow and underflow.
+    is_ordinary: [bool; BATCH],
+    /// Whether the variance with `epsilon` is; then a constant row is right as well.
+    is_positive: [bool; BATCH],
+    /// Whether all rows that are there are ordinary.
     ordinary: bool,
 }
 
 impl<T: Element> Finished<T> {
     #[inline(always)]
-    fn new(found: &RowStatistics<T>, epsilon: f64) -> Self {
+    fn new(found: &RowStatistics<T>, rows: usize, epsilon: f64) -> Self {
         let zero = [T::ZERO; BATCH];
         let mut finished = Self {
             mean: found.mean,
             correction: zero,
             rstd: zero,
             reported_mean: zero,
-            variance: [0.0; BATCH],
+            is_ordinary: [true; BATCH],
+            is_positive: [true; BATCH],
             ordinary: true,
         };
         for row in 0..BATCH {
             // `f64` rows have no wider type to finish in but a pair.
             let variance = T::Wide::new(found.variance[row]) + T::Wide::new(epsilon);
-            finished.variance[row] = variance.value();
-            finished.ordinary &= careful::is_ordinary::<T>(finished.variance[row]);
+            finished.is_ordinary[row] = careful::is_ordinary::<T>(found.variance[row], variance.value());
+            finished.is_positive[row] = careful::is_ordinary::<T>(variance.value(), variance.value());
+            finished.ordinary &= finished.is_ordinary[row] || row >= rows;
             finished.rstd[row] = T::from_f64(variance.reciprocal_sqrt().value());
             finished.correction[row] = T::from_f64(found.correction[row]);
             finished.reported_mean[row] = T::from_f64(found.mean[row].to_f64() + found.correction[row]);

@@ -12,11 +12,46 @@ pub(crate) trait Wide: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Outp
     /// Rounded to `f64`.
     fn value(self) -> f64;
 
+    /// `self * 2^exponent`, exact but for underflow.
+    fn scaled(self, exponent: i32) -> Self;
+
     /// `self / divisor`, for a divisor that is a whole number.
     fn divided(self, divisor: f64) -> Self;
 
     /// `1 / sqrt(self)`, for a positive number.
     fn reciprocal_sqrt(self) -> Self;
+}
+
+pub(super) const fn power_of_two(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+/// `value * 2^exponent`, for any exponent, rounded once.
+#[inline(always)]
+pub(super) fn scaled(value: f64, exponent: i32) -> f64 {
+    if exponent == 0 { value } else { scaled_by_steps(value, exponent) }
+}
+
+fn scaled_by_steps(mut value: f64, mut exponent: i32) -> f64 {
+    while exponent > 1023 {
+        value *= power_of_two(1023);
+        exponent -= 1023;
+    }
+    while exponent < -1022 {
+        // 53 less than could be: the intermediate value is then subnormal only where the result vanishes.
+        value *= power_of_two(-969);
+        exponent += 969;
+    }
+    value * power_of_two(exponent)
+}
+
+/// The exponent of a positive finite value, `2^e <= value < 2^(e + 1)`; 0 for zero.
+pub(super) fn exponent(value: f64) -> i32 {
+    if value == 0.0 {
+        return 0;
+    }
+    let biased = (value.to_bits() >> 52 & 0x7ff) as i32;
+    if biased == 0 { exponent(value * power_of_two(64)) - 64 } else { biased - 1023 }
 }
 
 impl Wide for f64 {
@@ -28,6 +63,11 @@ impl Wide for f64 {
     #[inline(always)]
     fn value(self) -> f64 {
         self
+    }
+
+    #[inline(always)]
+    fn scaled(self, exponent: i32) -> Self {
+        scaled(self, exponent)
     }
 
     #[inline(always)]
@@ -43,8 +83,8 @@ impl Wide for f64 {
 
 /// The unevaluated sum of a number and what its rounding lost: about 106 bits.
 ///
-/// (Dekker, "A floating-point technique for extending the available precision", 1971.) Magnitudes stay well within the
-/// range of `f64`: the rows are scaled.
+/// (Dekker, "A floating-point technique for extending the available precision", 1971.) Where a value is so large that
+/// its rounding error cannot be had without overflow, the error is taken as 0: an ordinary `f64` is left.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Double {
     high: f64,
@@ -57,7 +97,8 @@ impl Double {
     fn sum(a: f64, b: f64) -> Self {
         let high = a + b;
         let b_part = high - a;
-        Self { high, low: (a - (high - b_part)) + (b - b_part) }
+        let low = (a - (high - b_part)) + (b - b_part);
+        Self { high, low: if low.is_finite() { low } else { 0.0 } }
     }
 
     /// `a * b` and its rounding error, exactly: the factors are split into halves of 26 bits (Veltkamp).
@@ -71,7 +112,7 @@ impl Double {
         let high = a * b;
         let ((a_upper, a_lower), (b_upper, b_lower)) = (halves(a), halves(b));
         let low = ((a_upper * b_upper - high) + a_upper * b_lower + a_lower * b_upper) + a_lower * b_lower;
-        Self { high, low }
+        Self { high, low: if low.is_finite() { low } else { 0.0 } }
     }
 }
 
@@ -117,6 +158,11 @@ impl Wide for Double {
     }
 
     #[inline(always)]
+    fn scaled(self, exponent: i32) -> Self {
+        Self { high: scaled(self.high, exponent), low: scaled(self.low, exponent) }
+    }
+
+    #[inline(always)]
     fn divided(self, divisor: f64) -> Self {
         let quotient = self.high / divisor;
         let rest = self - Self::product(quotient, divisor);
@@ -134,7 +180,7 @@ impl Wide for Double {
 
 #[cfg(test)]
 mod tests {
-    use super::{Double, Wide};
+    use super::{Double, Wide, scaled};
 
     #[test]
     fn a_pair_holds_what_rounding_takes_away() {
@@ -142,6 +188,22 @@ mod tests {
         let value = Double::new(1.0 + 2.0_f64.powi(-40));
         let rest = value * value - Double::new(1.0 + 2.0_f64.powi(-39));
         assert_eq!(rest.value(), 2.0_f64.powi(-80));
+    }
+
+    #[test]
+    fn a_value_at_the_end_of_the_range_is_an_ordinary_number() {
+        let product = Double::new(1.5e308) * Double::new(1.0);
+        assert_eq!((product + Double::new(1e307)).value(), 1.5e308 + 1e307);
+        assert_eq!((Double::new(1.5e308) + Double::new(1.5e308)).value(), f64::INFINITY);
+        assert!((Double::new(f64::NAN) * Double::new(1.0)).value().is_nan());
+    }
+
+    #[test]
+    fn scaling_is_exact_and_rounds_once() {
+        assert_eq!(scaled(1.5, -1074), 2.0 * f64::from_bits(1));
+        assert_eq!(scaled(f64::from_bits(3), 2000), 3.0 * 2.0_f64.powi(926));
+        assert_eq!(scaled(1.0, -2000), 0.0);
+        assert_eq!(scaled(-3.0, 1022), -3.0 * 2.0_f64.powi(1022));
     }
 
     #[test]

@@ -1,0 +1,151 @@
+//! Finite input at the ends of the range gives finite output within the same bounds: subnormal and huge x, dy and gamma,
+//! constant rows of any size, widths at which the terms of dx cancel.
+
+mod support;
+
+use llm_operator::Element;
+use support::exact::{self, Double, ulps};
+use support::{Case, Random, backends};
+
+/// The worst error of the rows of an array on any backend, in ULP of the row's largest exact value.
+fn worst<T: Element>(case: &Case<T>, dx: bool) -> f64 {
+    let exact = exact::layer_norm(case);
+    let mut worst = 0.0_f64;
+    for backend in backends() {
+        let found = case.run(backend, 0);
+        let (found, exact) = if dx { (&found.dx, &exact.dx) } else { (&found.y, &exact.y) };
+        for (found, exact) in found.chunks(case.width).zip(exact.chunks(case.width)) {
+            worst = worst.max(ulps(found, exact));
+        }
+    }
+    worst
+}
+
+#[test]
+fn subnormal_rows_with_an_ordinary_epsilon() {
+    for width in [5, 64, 300] {
+        for scale in [1e-20, 1e-30, 1e-37, 1e-39, 1e-41, 1e-43] {
+            let mut case = Case::<f32>::random(4, width, true, false, 1);
+            case.x = Random(2).normals(4 * width, 0.0, scale);
+            let error = worst(&case, false);
+            assert!(error <= 4.0, "f32, width {width}, scale {scale}: y is off by {error} ULP");
+        }
+    }
+}
+
+#[test]
+fn tiny_gradients() {
+    for width in [5, 64, 300] {
+        for (dy, gamma, x) in [(1e-40, 1.0, 1e-2), (1e-40, 1.0, 1e-5), (1e-42, 1.0, 1.0), (1e-30, 1e-12, 1e-5)] {
+            let mut case = Case::<f32>::random(4, width, false, false, 1);
+            case.epsilon = 1e-12;
+            case.x = Random(2).normals(4 * width, 0.0, x);
+            case.dy = Random(3).normals(4 * width, 0.0, dy);
+            case.gamma = Some(Random(4).normals(width, gamma, gamma / 3.0));
+            let error = worst(&case, true);
+            assert!(error <= 4.0, "width {width}, dy {dy}, gamma {gamma}, x {x}: dx is off by {error} ULP");
+        }
+    }
+}
+
+#[test]
+fn constant_rows_of_any_size_keep_their_epsilon() {
+    for width in [1, 2, 4, 15, 16, 64] {
+        for value in [1e-300, 1e100, 1e155, 1e160, 1e300, 1e308] {
+            for epsilon in [1e-5, 1e-280] {
+                let mut case = Case::<f64>::random(2, width, true, true, 3);
+                case.epsilon = epsilon;
+                case.x.fill(value);
+                for backend in backends() {
+                    let found = case.run(backend, 0);
+                    let rstd = 1.0 / epsilon.sqrt();
+                    assert!((found.rstd[0] / rstd - 1.0).abs() < 1e-15, "width {width}, {value}: {}", found.rstd[0]);
+                    assert_eq!(found.mean[0], value);
+                    assert_eq!(found.y[..width], case.beta.as_ref().unwrap()[..]);
+                    // xhat is 0: dx = rstd (g - mean(g)).
+                    let gamma = case.gamma.as_ref().unwrap();
+                    let g: Vec<Double> =
+                        (0..width).map(|j| Double::from(case.dy[j]) * Double::from(gamma[j])).collect();
+                    let sum = g.iter().fold(Double::default(), |sum, &g| sum + g);
+                    let mean = sum / Double::from(width as f64);
+                    let expected: Vec<Double> = g.iter().map(|&g| (g - mean) * Double::from(rstd)).collect();
+                    if width > 1 {
+                        assert!(ulps(&found.dx[..width], &expected) <= 4.0, "width {width}, {value}, {epsilon}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn huge_parameters_and_gradients() {
+    for width in [4, 15, 16, 64] {
+        for scale in [1e300, 1e307] {
+            let mut case = Case::<f64>::random(1, width, true, true, 5);
+            case.gamma = Some(Random(6).normals(width, 0.0, scale));
+            assert!(worst(&case, false) <= 4.0, "width {width}, gamma {scale}");
+            let mut case = Case::<f64>::random(1, width, false, false, 7);
+            case.dy = Random(8).normals(width, 0.0, scale);
+            // dx is as large as dy / deviation.
+            case.x = Random(9).normals(width, 0.0, 1e3);
+            let expected = reduced(&case, scale);
+            for backend in backends() {
+                let found = case.run(backend, 0);
+                let dx: Vec<f64> = found.dx.iter().map(|dx| dx / scale).collect();
+                assert!(ulps(&dx, &expected.dx) <= 6.0, "{backend:?}, width {width}, dy {scale}: dx");
+                let dgamma: Vec<f64> = found.dgamma.iter().map(|value| value / scale).collect();
+                assert!(ulps(&dgamma, &expected.dgamma) <= 8.0, "{backend:?}, width {width}, dy {scale}: dgamma");
+            }
+        }
+    }
+}
+
+/// The exact answer for dy / scale: the pairs of the test's own arithmetic overflow where dy is huge.
+fn reduced(case: &Case<f64>, scale: f64) -> support::Outcome<Double> {
+    let mut reduced = case.clone();
+    for dy in &mut reduced.dy {
+        *dy /= scale;
+    }
+    exact::layer_norm(&reduced)
+}
+
+#[test]
+fn of_two_elements_dx_is_what_epsilon_leaves() {
+    // dx = +-rstd^3 epsilon (g0 - g1) / 2: PyTorch and others give rounding noise.
+    for (x, epsilon) in [([1e3, -1e3], 1e-5), ([1e4, 3e4], 1e-5), ([1e10, 3e10], 1e-5), ([1.0, 1.5], 1e-12)] {
+        let deviation: f64 = (f64::from(x[1] as f32) - f64::from(x[0] as f32)) / 2.0;
+        let rstd = 1.0 / (deviation * deviation + epsilon).sqrt();
+        let expected = rstd.powi(3) * epsilon * (1.25 - 0.5) / 2.0;
+        for backend in backends() {
+            let case = Case::<f32> {
+                width: 2,
+                x: x.map(|x| x as f32).to_vec(),
+                dy: vec![1.25, 0.5],
+                gamma: None,
+                beta: None,
+                epsilon,
+            };
+            let found = case.run(backend, 0).dx.iter().map(|&dx| f64::from(dx)).collect::<Vec<_>>();
+            let bound = 1e-6 * expected + 1e-45;
+            assert!((found[0] - expected).abs() <= bound, "{backend:?} {x:?}: {found:?}, {expected}");
+            assert!((found[1] + expected).abs() <= bound, "{backend:?} {x:?}: {found:?}, {expected}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_zeros_are_ordinary() {
+    // Padding: x, dy or both are 0.
+    for width in [5, 16, 100, 5000] {
+        let mut case = Case::<f32>::random(3, width, true, true, 9);
+        case.x[..width].fill(0.0);
+        case.dy[width..2 * width].fill(0.0);
+        for backend in backends() {
+            let found = case.run(backend, 0);
+            assert_eq!(found.y[..width], case.beta.as_ref().unwrap()[..]);
+            assert!(found.dx[width..2 * width].iter().all(|&dx| dx == 0.0));
+            assert!(found.dx.iter().chain(&found.dgamma).all(|value| value.is_finite()));
+        }
+    }
+}
