@@ -286,7 +286,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
     /// The gradients of a loss whose gradient with respect to y is `dy`.
     ///
     /// `dy` has the shape of the x that the cache borrows, and any strides. `cache` comes from [`forward`](Self::forward)
-    /// of a layer with the same normalized dimensions and `epsilon`; gamma is this layer's own.
+    /// of a layer with the same normalized dimensions; `epsilon` is that layer's, gamma is this one's.
     ///
     /// # Errors
     ///
@@ -371,7 +371,8 @@ impl<'p, T: Element> LayerNorm<'p, T> {
     }
 
     /// Backward into the caller's memory: `dy` and `x` are rows that lie one after the other, `statistics` is what
-    /// [`forward_into`](Self::forward_into) wrote. Gradients that are `None` are not computed.
+    /// [`forward_into`](Self::forward_into) wrote. Gradients that are `None` are not computed. (Rows narrower than 16 elements, and
+    /// those whose squares leave the range of the type, are computed from x alone.)
     ///
     /// Allocates nothing that grows with the number of rows, but for the partial sums of dgamma and dbeta: 64 of each
     /// at most.

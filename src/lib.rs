@@ -40,9 +40,13 @@
 //!
 //! - y and dx are within 4 units in the last place of the row's largest exact value, `rstd` within 4 of its own, dgamma and
 //!   dbeta within 8 of the largest, for rows of any width up to 100,000 and up to 100,000 of them, near zero or at a mean
-//!   1e8 times the deviation.
-//! - Finite input never gives a wrong result silently: rows whose squares overflow or vanish (`|x|` near 1e19..1e38 or below
-//!   1e-19 in `f32`) are computed as well as others.
+//!   1e8 times the deviation, where the terms of a result do not all but cancel.
+//! - Where they cancel, the error stays as small beside the terms: of y beside `|gamma xhat| + |beta|`, of dx beside
+//!   `rstd * max |dy * gamma|`, of dgamma and dbeta beside the sum of the magnitudes. (For `dy = y` the exact dx is nearly 0, and
+//!   what is left of it in the element type is mostly rounding.) Of widths below 16, where that is common, y and dx are
+//!   computed in twice the digits.
+//! - Finite input never gives a wrong result silently: rows whose squares overflow or vanish are computed as well as others,
+//!   from the smallest subnormal number to the largest. Only a sum over rows that leaves the range on the way is infinite.
 //! - A row with NaN or an infinity in x or dy gives NaN in that row, and leaves all others alone. (dgamma and dbeta are sums
 //!   over rows, and take it up.)
 //! - Of width 1, y is beta, dx and dgamma are exactly 0. No rows give empty outputs and parameter gradients of 0. A

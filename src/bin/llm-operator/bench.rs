@@ -91,8 +91,13 @@ impl std::str::FromStr for Shape {
     fn from_str(text: &str) -> Result<Self> {
         let (rows, width) = text.split_once('x').context("expected rows x width, such as 64x768")?;
         let shape = Self { rows: rows.parse()?, width: width.parse()? };
-        if shape.rows == 0 || shape.width == 0 || shape.rows.checked_mul(shape.width).is_none() {
-            bail!("expected at least one row and one element a row, and not more than can be counted");
+        if shape.rows == 0 || shape.width == 0 {
+            bail!("expected at least one row, and one element a row");
+        }
+        // x, dy, the output, gamma, beta, their gradients and the statistics are fewer than eight arrays of that size.
+        let needed = shape.rows.checked_mul(shape.width).and_then(|elements| elements.checked_mul(8));
+        if needed.is_none_or(|needed| Vec::<f64>::new().try_reserve_exact(needed).is_err()) {
+            bail!("expected a shape that fits in memory");
         }
         Ok(shape)
     }
