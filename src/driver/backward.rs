@@ -1,13 +1,14 @@
 //! Backward over all rows, and the sums of the parameter gradients.
 //!
-//! Rows are cut into at most [`PARTS`] parts of whole groups of [`GROUP`] rows. The kernel sums a group in blocks of
+//! Rows are cut into at most [`PARTS`] parts of whole groups of [`GROUP`] rows (of whole blocks, where a part is less
+//! than a group). The kernel sums a group in blocks of
 //! rows, a part adds up its groups with a compensated sum, and the parts are added in a tree: no running sum is so
 //! long that its rounding errors, all of one sign where rows are alike, could add up to much.
 
 use super::Streaming;
 use crate::Element;
 use crate::kernel::Work;
-use crate::kernel::backward::Backward;
+use crate::kernel::backward::{BLOCK, Backward, Targets};
 use crate::kernel::forward::Parameters;
 use crate::kernel::reduce::AddInto;
 use crate::rows::Rows;
@@ -52,7 +53,8 @@ pub(crate) fn backward<T: Element>(mut job: BackwardJob<'_, T>, wants_sums: bool
         return None;
     }
     let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTS);
-    let part = rows.div_ceil(parts).next_multiple_of(GROUP).max(GROUP);
+    let part = rows.div_ceil(parts).max(1);
+    let part = part.next_multiple_of(if part <= GROUP { BLOCK } else { GROUP });
     let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * 2 * width];
     let backend = job.backend;
     job.split(0, part, parallel, Some(&mut sums));
@@ -140,8 +142,10 @@ impl<T: Element> BackwardJob<'_, T> {
                 dy: dy.block(first + start..first + end, &mut dy_gathered),
                 mean: &mean[start..end],
                 rstd: &rstd[start..end],
-                dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
-                sums: target.map(|sums| sums.split_at_mut(width)),
+                targets: Targets {
+                    dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
+                    sums: target.map(|sums| sums.split_at_mut(width)),
+                },
                 stream: streaming == Streaming::Always,
             };
             T::run(backend, Work::Backward(kernel));

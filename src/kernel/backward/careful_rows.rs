@@ -1,0 +1,70 @@
+//! Rows that are computed with care: narrow ones, and those whose squares leave the range.
+
+use super::Targets;
+use crate::Element;
+use crate::kernel::careful::{self, CarefulRow};
+use crate::kernel::forward::Parameters;
+use crate::kernel::wide::Wide;
+
+/// Rows narrower than a register, each computed with care.
+#[inline(always)]
+pub(super) fn narrow_rows<T: Element>(parameters: &Parameters<'_, T>, x: &[T], dy: &[T], mut targets: Targets<'_, T>) {
+    let width = parameters.width;
+    let [mut dgamma, mut dbeta] = [[T::Wide::new(0.0); careful::NARROW]; 2];
+    let has_sums = targets.sums.is_some();
+    for row in 0..x.len() / width {
+        let span = row * width..(row + 1) * width;
+        let sums = has_sums.then_some((&mut dgamma[..width], &mut dbeta[..width]));
+        careful_row(parameters, &x[span.clone()], &dy[span.clone()], targets.of(span).dx, sums);
+    }
+    add_sums(targets, &dgamma, &dbeta);
+}
+
+/// One row outside the ordinary range, of any width.
+#[inline(never)]
+pub(super) fn rescued_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], dy: &[T], mut targets: Targets<'_, T>) {
+    let width = if targets.sums.is_some() { x.len() } else { 0 };
+    let [mut dgamma, mut dbeta] = [(); 2].map(|()| vec![T::Wide::new(0.0); width]);
+    let sums = targets.sums.is_some().then_some((&mut dgamma[..], &mut dbeta[..]));
+    careful_row(parameters, x, dy, targets.of(0..x.len()).dx, sums);
+    add_sums(targets, &dgamma, &dbeta);
+}
+
+/// One row: its dx, and its part of dgamma and dbeta, which is added to `sums`.
+#[inline(always)]
+fn careful_row<T: Element>(
+    parameters: &Parameters<'_, T>,
+    x: &[T],
+    dy: &[T],
+    dx: Option<(&mut [T], bool)>,
+    sums: Option<(&mut [T::Wide], &mut [T::Wide])>,
+) {
+    let nan = T::from_f64(f64::NAN);
+    let row = CarefulRow::new(x, parameters.epsilon);
+    if let Some((dgamma, dbeta)) = sums {
+        for (column, dy) in dy.iter().enumerate() {
+            let dy = T::Wide::new(dy.to_f64());
+            let xhat = row.as_ref().map_or(T::Wide::new(f64::NAN), |row| row.xhat(column));
+            dgamma[column] = dgamma[column] + xhat * dy;
+            dbeta[column] = dbeta[column] + dy;
+        }
+    }
+    let Some((dx, accumulate)) = dx else {
+        return;
+    };
+    let found = row.as_ref().and_then(|row| row.dx(dy, parameters.gamma));
+    for (column, dx) in dx.iter_mut().enumerate() {
+        let value = found.map_or(nan, |found| found.value(column));
+        *dx = if accumulate { T::from_f64(dx.to_f64() + value.to_f64()) } else { value };
+    }
+}
+
+/// Adds sums taken with care to those of the rows before.
+#[inline(always)]
+fn add_sums<T: Element>(targets: Targets<'_, T>, dgamma: &[T::Wide], dbeta: &[T::Wide]) {
+    if let Some((dgamma_total, dbeta_total)) = targets.sums {
+        for (total, part) in dgamma_total.iter_mut().zip(dgamma).chain(dbeta_total.iter_mut().zip(dbeta)) {
+            *total = T::from_f64((T::Wide::new(total.to_f64()) + *part).value());
+        }
+    }
+}
