@@ -8,6 +8,8 @@ pub(super) struct Measured {
     pub(super) numeric: Vec<f64>,
     pub(super) floor: Vec<f64>,
     pub(super) steps: Steps,
+    /// What is already known of the gradient under test, in words.
+    pub(super) note: Option<String>,
 }
 
 /// The step of each component. A balanced step is a power of two: two bytes are enough.
@@ -24,7 +26,13 @@ impl Measured {
             Some(eps) => Steps::Fixed(eps),
             None => Steps::PowersOfTwo(vec![0; len]),
         };
-        Self { numeric: vec![f64::NAN; len], floor: vec![f64::NAN; len], steps }
+        Self { numeric: vec![f64::NAN; len], floor: vec![f64::NAN; len], steps, note: None }
+    }
+
+    /// The same where not all components are going to be looked at: an infinite floor says so.
+    pub(super) fn not_looked_at(len: usize, fixed: Option<f64>) -> Self {
+        let unknown = Self::unknown(len, fixed);
+        Self { floor: vec![f64::INFINITY; len], ..unknown }
     }
 
     pub(super) fn step(&self, element: usize) -> f64 {
@@ -38,7 +46,66 @@ impl Measured {
         self.numeric[element] = found.numeric;
         self.floor[element] = found.floor();
         if let Steps::PowersOfTwo(exponents) = &mut self.steps {
-            exponents[element] = found.step.log2() as i16;
+            exponents[element] = found.exponent();
+        }
+    }
+}
+
+impl Measured {
+    /// Takes a value over that is no difference quotient.
+    pub(super) fn set_known(&mut self, element: usize, numeric: f64, floor: f64, step: f64) {
+        self.numeric[element] = numeric;
+        self.floor[element] = floor;
+        if let Steps::PowersOfTwo(exponents) = &mut self.steps {
+            exponents[element] = step.log2() as i16;
+        }
+    }
+}
+
+/// A whole number of rows of [`Measured`], to be written by one task.
+pub(super) struct MeasuredRows<'a> {
+    pub(super) numeric: &'a mut [f64],
+    pub(super) floor: &'a mut [f64],
+    fixed: f64,
+    exponents: &'a mut [i16],
+}
+
+impl Measured {
+    /// Consecutive pieces of `len` components.
+    pub(super) fn rows_mut(&mut self, len: usize) -> Vec<MeasuredRows<'_>> {
+        let Self { numeric, floor, steps, .. } = self;
+        let (fixed, exponents) = match steps {
+            Steps::Fixed(eps) => (*eps, &mut [][..]),
+            Steps::PowersOfTwo(exponents) => (0.0, &mut exponents[..]),
+        };
+        let mut exponents = exponents.chunks_mut(len);
+        let pieces = numeric.chunks_mut(len).zip(floor.chunks_mut(len));
+        pieces
+            .map(|(numeric, floor)| {
+                let exponents = exponents.next().unwrap_or_default();
+                MeasuredRows { numeric, floor, fixed, exponents }
+            })
+            .collect()
+    }
+}
+
+impl MeasuredRows<'_> {
+    pub(super) fn step(&self, element: usize) -> f64 {
+        self.exponents.get(element).map_or(self.fixed, |&exponent| f64::from(exponent).exp2())
+    }
+
+    pub(super) fn set(&mut self, element: usize, found: &Difference) {
+        self.numeric[element] = found.numeric;
+        self.floor[element] = found.floor();
+        if let Some(exponent) = self.exponents.get_mut(element) {
+            *exponent = found.exponent();
+        }
+    }
+
+    /// Takes a difference over if it is sharper than the one that is known.
+    pub(super) fn improve(&mut self, element: usize, found: &Difference) {
+        if found.floor() < self.floor[element] {
+            self.set(element, found);
         }
     }
 }

@@ -24,6 +24,12 @@ pub(super) fn balanced(step: f64, sigma: f64, truncation: f64) -> f64 {
     (3.0 * sigma * step / third_derivative).cbrt()
 }
 
+/// The step for another look at a difference that was not sharp enough: where truncation cannot be seen, a larger one, since
+/// noise falls with it.
+pub(super) fn sharper(step: f64, sigma: f64, truncation: f64) -> f64 {
+    nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step })
+}
+
 /// The length over which a row's values vary: their deviation; of a constant row their size, and of zeros 1.
 pub(super) fn row_scale(row: impl Iterator<Item = f64> + Clone) -> f64 {
     let count = row.clone().count().max(1) as f64;
