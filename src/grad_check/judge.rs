@@ -66,7 +66,7 @@ impl Judge {
 }
 
 /// The root mean square of what is finite.
-fn rms(values: &[f64]) -> f64 {
+pub(super) fn rms(values: &[f64]) -> f64 {
     let (mut sum, mut count) = (0.0, 0_usize);
     for value in values.iter().filter(|value| value.is_finite()) {
         sum += value * value;

@@ -1,6 +1,7 @@
 //! The numeric gradient of one input, and what is known about its error.
 
 use super::exhaustive::Difference;
+use super::judge::{Judge, rms};
 
 /// For each component of one input, in C order.
 #[derive(Debug, Clone)]
@@ -58,6 +59,31 @@ impl Measured {
         self.floor[element] = floor;
         if let Steps::PowersOfTwo(exponents) = &mut self.steps {
             exponents[element] = step.log2() as i16;
+        }
+    }
+}
+
+/// The share of a row's scale up to which two steps tell the truncation.
+const NEAR: f64 = 0.1;
+
+impl Measured {
+    /// Raises floors that a fixed step beyond a row's scale has made too low: out there `D` no longer follows the square of
+    /// the step, so `|D(2h) - D(h)|` may be small by chance. Where the function is a straight line it is small for good.
+    pub(super) fn distrust_far_steps(&mut self, judge: &Judge, scales: &[f64], eps: f64) {
+        let len = judge.row_len();
+        let rows = self.numeric.chunks(len).zip(self.floor.chunks_mut(len));
+        for (row, (numeric, floors)) in rows.enumerate() {
+            let far = eps / scales[row];
+            if far <= NEAR {
+                continue;
+            }
+            let rms = rms(numeric);
+            for (floor, numeric) in floors.iter_mut().zip(numeric).filter(|(floor, _)| floor.is_finite()) {
+                let size = rms.max(numeric.abs());
+                if *floor > judge.tolerance().at(size) {
+                    *floor = floor.max(4.0 * far * far * size);
+                }
+            }
         }
     }
 }

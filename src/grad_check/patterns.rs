@@ -1,5 +1,6 @@
 //! What the wrong components have in common, in words.
 
+use super::judge::rms;
 use super::report::Counts;
 use super::verdict::{Component, Verdict};
 
@@ -78,10 +79,11 @@ impl<'a> Picture<'a> {
         if rows < 2 || len < 2 {
             return None;
         }
+        let sizes: Vec<f64> = (0..rows).map(|row| rms(&self.numeric[self.row(row)])).collect();
         for (offset, words) in [(1, "before"), (rows - 1, "after")] {
             let matches = (0..self.analytic.len()).all(|element| {
                 let source = (element + self.analytic.len() - offset * len) % self.analytic.len();
-                self.alike(element, source)
+                self.alike(element, source, sizes[source / len])
             });
             if matches {
                 return Some(format!("each row holds the gradient of the row {words} it: rows are shifted by one"));
@@ -90,15 +92,18 @@ impl<'a> Picture<'a> {
         None
     }
 
-    /// Whether the analytic gradient of one element is the numeric gradient of another.
-    fn alike(&self, element: usize, other: usize) -> bool {
+    /// Whether the analytic gradient of one element is the numeric gradient of another, whose row has this size.
+    fn alike(&self, element: usize, other: usize, size: f64) -> bool {
         let (a, d) = (self.analytic[element], self.numeric[other]);
-        (a - d).abs() <= self.floor[element].max(self.floor[other]) + 1e-4 * (a.abs() + d.abs())
+        // An element that is small in its row may hold a rounding of the row's size.
+        let rounding = 1e-4 * (a.abs() + d.abs()) + 1e-5 * size;
+        (a - d).abs() <= self.floor[element].max(self.floor[other]) + rounding
     }
 
     fn swapped(&self) -> Option<String> {
         let [first, second] = self.bad[..] else { return None };
-        let crossed = self.alike(first, second) && self.alike(second, first);
+        let alike = |a: usize, b: usize| self.alike(a, b, rms(&self.numeric[self.row(b / self.row_len)]));
+        let crossed = alike(first, second) && alike(second, first);
         let place = |element| format!("row {}, column {}", element / self.row_len, element % self.row_len);
         crossed.then(|| format!("two components are swapped: {} and {}", place(first), place(second)))
     }

@@ -184,6 +184,10 @@ impl<T: Element> Session<'_, T> {
             let limit = share.map_or(work, |share| share / 24).max(1) as usize;
             local.measure_lines(k, analytic, &mut measured, limit, false)?;
         }
+        if let Some(eps) = fixed {
+            let row_len = local.judge.row_len();
+            measured.distrust_far_steps(&local.judge, &components::scales(problem.input(k), row_len), eps);
+        }
         Ok((measured, directions))
     }
 
