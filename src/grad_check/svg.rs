@@ -80,12 +80,20 @@ impl Sweep {
         chart.draw_series(DashedLineSeries::new(truncation.clone(), 6, 4, TRUNCATION.stroke_width(2)))?;
         chart.draw_series(LineSeries::new(measured.clone(), MEASURED.stroke_width(2)))?;
         chart.draw_series(measured.iter().map(|&point| Circle::new(point, 3, MEASURED.filled())))?;
+        // The noise is named below it, and below what was measured.
+        let below = at(&noise, 0.14).map(|(step, noise)| {
+            let near = |point: &&SweepPoint| (point.step / step).log10().abs() < 0.6;
+            let measured = self.points.iter().filter(near).map(|point| point.difference).filter(|d| *d > bottom);
+            (step, measured.fold(noise, f64::min))
+        });
+        let late = (self.best_step / first.step).ln() > 0.7 * (last.step / first.step).ln();
+        let (best_side, best_offset) = if late { (HPos::Right, (-6, 10)) } else { (HPos::Left, (6, 10)) };
         // Each label stands beside its own line, on the side where no other line runs.
         let labels = [
-            (at(&noise, 0.14), "noise, slope -1".to_owned(), NOISE, HPos::Right, (-8, 12)),
+            (below, "noise, slope -1".to_owned(), NOISE, HPos::Right, (-8, 12)),
             (at(&truncation, 0.12), "truncation, slope +2".to_owned(), TRUNCATION, HPos::Left, (8, 14)),
             (at(&floor, 0.30), "floor: 6 noise + 2 truncation".to_owned(), FLOOR, HPos::Left, (8, -14)),
-            (Some((self.best_step, top)), format!("best step {:.0e}", self.best_step), INK, HPos::Left, (6, 10)),
+            (Some((self.best_step, top)), format!("best step {:.0e}", self.best_step), INK, best_side, best_offset),
         ];
         for (place, words, colour, side, offset) in labels {
             if let Some(place) = place {
@@ -211,8 +219,10 @@ impl InputReport {
             .label_style(style(13, &INK))
             .x_desc("column")
             .y_desc("row")
-            .x_label_formatter(&|value| format!("{value:.0}"))
-            .y_label_formatter(&|value| format!("{value:.0}"))
+            .x_labels(cells.width.min(12) + 1)
+            .y_labels(cells.rows.min(12) + 1)
+            .x_label_formatter(&whole_number)
+            .y_label_formatter(&whole_number)
             .draw()?;
         chart.draw_series(
             cells.rectangles().map(|(corners, floors)| Rectangle::new(corners, colour(floors).filled())),
@@ -221,6 +231,11 @@ impl InputReport {
         root.present()?;
         Ok(())
     }
+}
+
+/// A tick of rows or columns; what lies between two of them has no name.
+fn whole_number(value: &f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { String::new() }
 }
 
 /// The greatest `|analytic - numeric| / floor` of each cell; NaN where it is not finite, negative where nobody looked.
