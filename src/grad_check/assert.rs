@@ -46,8 +46,31 @@ pub fn assert_pass<T: Element>(operation: &dyn Operation<T>, seed: u64, check: &
 /// assert_gradients!(tanh, seed = 7);
 /// assert_gradients!(tanh, seed = 7, check = GradCheck::new().rtol(1e-8));
 /// ```
+///
+/// Of an operation on several types the type is named, before a colon:
+///
+/// ```
+/// use llm_operator::{LayerNormOperation, assert_gradients};
+///
+/// let operation = LayerNormOperation::new(&[4, 16]).gamma().beta();
+/// assert_gradients!(f64: operation);
+/// assert_gradients!(f32: operation, seed = 7);
+/// ```
 #[macro_export]
 macro_rules! assert_gradients {
+    ($element:ident : $operation:expr $(, $setting:ident = $value:expr)*) => {{
+        let operation: &dyn $crate::grad_check::Operation<$element> = &$operation;
+        $crate::assert_gradients!(@settings operation $(, $setting = $value)*)
+    }};
+    (@settings $operation:ident) => {
+        $crate::assert_gradients!(@settings $operation, seed = $crate::grad_check::DEFAULT_SEED)
+    };
+    (@settings $operation:ident, seed = $seed:expr) => {
+        $crate::assert_gradients!(@settings $operation, seed = $seed, check = $crate::grad_check::GradCheck::new())
+    };
+    (@settings $operation:ident, seed = $seed:expr, check = $check:expr) => {
+        $crate::grad_check::assert_pass($operation, $seed, &$check)
+    };
     ($operation:expr) => {
         $crate::assert_gradients!($operation, seed = $crate::grad_check::DEFAULT_SEED)
     };

@@ -48,7 +48,7 @@ pub fn layer_norm_identities<T: Element>(
         let statistics = Statistics::of(x, epsilon);
         identities.extend(row_identities::<T>(row, x, dy, dx, &gamma, epsilon, &statistics));
         for ((column, x), dy) in columns.iter_mut().zip(x).zip(dy) {
-            column.add(*dy, statistics.normalized(*x));
+            column.add(*dy, statistics.normalized(*x), statistics.size(*x));
         }
     }
     if let Some((dgamma, dbeta)) = parameters {
@@ -89,7 +89,7 @@ fn row_identities<T: Element>(
     let c2 = g.iter().zip(&xhat).map(|(g, xhat)| g * xhat).sum::<f64>() / width;
     let rstd = statistics.rstd;
     // What the terms of an element of dx amount to before they cancel.
-    let sizes = g.iter().zip(&xhat).map(|(g, xhat)| rstd * (g.abs() + c1 + (xhat * c2).abs()));
+    let sizes = g.iter().zip(x).map(|(g, &x)| rstd * (g.abs() + c1 + statistics.size(x) * c2.abs()));
     let size: f64 = sizes.clone().sum();
     let size_along: f64 = sizes.zip(&xhat).map(|(size, xhat)| size * xhat.abs()).sum();
     let granted = granted::<T>(x.len());
@@ -130,6 +130,11 @@ impl Statistics {
     fn normalized(&self, x: f64) -> f64 {
         (x - self.mean) * self.rstd
     }
+
+    /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as elsewhere.
+    fn size(&self, x: f64) -> f64 {
+        (x.abs() + self.mean.abs()) * self.rstd
+    }
 }
 
 /// The sums over the rows of one column.
@@ -142,9 +147,9 @@ struct Column {
 }
 
 impl Column {
-    fn add(&mut self, dy: f64, xhat: f64) {
+    fn add(&mut self, dy: f64, xhat: f64, xhat_size: f64) {
         self.gamma += dy * xhat;
-        self.gamma_size += (dy * xhat).abs();
+        self.gamma_size += dy.abs() * xhat_size;
         self.beta += dy;
         self.beta_size += dy.abs();
     }

@@ -8,7 +8,7 @@ use super::patterns::Picture;
 use super::power;
 use super::problem::{Problem, index_of};
 use super::report::{Components, Counts, Direction, InputReport, Worst};
-use super::verdict::{Component, GRANTED_ROUNDINGS, Tolerance, Verdict};
+use super::verdict::{Component, GRANTED_ROUNDINGS, GRANTED_ROUNDINGS_FAR, Tolerance, Verdict};
 use crate::Element;
 
 /// How the components of an input are judged.
@@ -19,9 +19,10 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// `unit_roundoff` is that of the type in which the gradient under test was computed.
-    pub(super) fn new(tolerance: Tolerance, row_len: usize, unit_roundoff: f64) -> Self {
-        let rtol = tolerance.rtol + GRANTED_ROUNDINGS * unit_roundoff;
+    /// `unit_roundoff` is that of the type in which the gradient under test was computed, on rows whose values are up to `far`
+    /// times as large as they vary.
+    pub(super) fn new(tolerance: Tolerance, row_len: usize, unit_roundoff: f64, far: f64) -> Self {
+        let rtol = tolerance.rtol + (GRANTED_ROUNDINGS + GRANTED_ROUNDINGS_FAR * far) * unit_roundoff;
         Self { tolerance: Tolerance { rtol, ..tolerance }, row_len }
     }
 

@@ -12,11 +12,11 @@ use super::judge::{Judge, judge_input};
 use super::local::Local;
 use super::measured::Measured;
 use super::noise::{self, Noise};
-use super::operation::Locality;
+use super::operation::{Input, Locality};
 use super::problem::Problem;
 use super::report::{Check, Direction, InputReport};
 use super::run::{Budget, Given, Mode};
-use super::step::Step;
+use super::step::{Step, row_scale};
 use super::verdict::Tolerance;
 use crate::Element;
 
@@ -93,6 +93,7 @@ impl<T: Element> Session<'_, T> {
                 gradients.into_iter().map(|gradient| Some(Given::new(&gradient))).collect()
             }
         };
+        let far = if self.own_backward { 0.0 } else { self.farthest_row() };
         let mut left = analytic.iter().flatten().count() as u64;
         for (k, given) in analytic.into_iter().enumerate() {
             let Some(given) = given else { continue };
@@ -100,13 +101,26 @@ impl<T: Element> Session<'_, T> {
             left -= 1;
             // Differences of the same type already ask for a tolerance above the gradient's own rounding.
             let lower = if given.unit_roundoff > T::UNIT_ROUNDOFF { given.unit_roundoff } else { 0.0 };
-            let judge = Judge::new(self.tolerance, problem.declared[k].row_len(), lower);
+            let judge = Judge::new(self.tolerance, problem.declared[k].row_len(), lower, far);
             let local = Local { problem, noise: &noise, step: self.step, judge, by_blocks, rows_verified: splits };
             let analytic = given.into_values();
             let (measured, directions) = self.measure(&local, k, &analytic, share)?;
             inputs.push(judge_input(problem, k, &judge, analytic, measured, directions));
         }
         Ok(Findings { noise, inputs, checks })
+    }
+
+    /// How many times as large as they vary the values of a row are, at most.
+    fn farthest_row(&self) -> f64 {
+        let in_rows = |declared: &Input| matches!(declared.locality, Locality::Rows(_)) && declared.row_len() > 1;
+        let mut farthest: f64 = 0.0;
+        for (k, declared) in self.problem.declared.iter().enumerate().filter(|(_, declared)| in_rows(declared)) {
+            for row in self.problem.input(k).chunks(declared.row_len()) {
+                let size = row.iter().fold(0.0, |size: f64, x| size.max(x.to_f64().abs()));
+                farthest = farthest.max(size / row_scale(row.iter().map(|x| x.to_f64())));
+            }
+        }
+        farthest
     }
 
     /// The forwards that the budget buys.
