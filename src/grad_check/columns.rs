@@ -31,7 +31,7 @@ impl<T: Element> Local<'_, T> {
             found.iter().enumerate().for_each(|(element, found)| measured.set(element, found));
             return Ok(measured);
         }
-        let scale = row_scale(self.problem.input(k).iter().map(|value| value.to_f64()));
+        let scale = row_scale::<T>(self.problem.input(k).iter().map(|value| value.to_f64()));
         let scales = self.problem.input(k).iter().map(|value| scale.max(0.1 * value.to_f64().abs()));
         let mut steps: Vec<f64> = scales.map(|scale| nearest_power_of_two(pilot_step::<T>() * scale)).collect();
         let mut best = vec![Difference::UNKNOWN; len];

@@ -88,10 +88,10 @@ pub(super) fn pilot_step<T: Element>() -> f64 {
 /// The scale of each row of an input.
 pub(super) fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
     if row_len > 1 {
-        input.chunks(row_len).map(|row| row_scale(row.iter().map(|x| x.to_f64()))).collect()
+        input.chunks(row_len).map(|row| row_scale::<T>(row.iter().map(|x| x.to_f64()))).collect()
     } else {
         // A row of one element says nothing about its scale; the whole input does, unless the element is far larger.
-        let whole = row_scale(input.iter().map(|x| x.to_f64()));
+        let whole = row_scale::<T>(input.iter().map(|x| x.to_f64()));
         input.iter().map(|x| whole.max(0.1 * x.to_f64().abs())).collect()
     }
 }

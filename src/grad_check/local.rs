@@ -151,7 +151,7 @@ impl<T: Element> Local<'_, T> {
     /// The scale of the whole input, where its rows are single elements.
     fn whole_scale(&self, k: usize) -> Option<f64> {
         let single = self.problem.declared[k].row_len() == 1;
-        single.then(|| row_scale(self.problem.input(k).iter().map(|x| x.to_f64())))
+        single.then(|| row_scale::<T>(self.problem.input(k).iter().map(|x| x.to_f64())))
     }
 
     /// The columns that hold an inconclusive component, each with the step that those components ask for and 0 for the others.
@@ -212,7 +212,7 @@ impl Pilots {
         let row_len = block.row_len();
         let scale = |row: &[T]| match whole {
             Some(whole) => whole.max(0.1 * row[0].to_f64().abs()),
-            None => row_scale(row.iter().map(|x| x.to_f64())),
+            None => row_scale::<T>(row.iter().map(|x| x.to_f64())),
         };
         let scales: Vec<f64> = block.original().chunks(row_len).map(scale).collect();
         let steps = scales.iter().map(|scale| nearest_power_of_two(pilot_step::<T>() * scale)).collect();

@@ -117,7 +117,7 @@ impl<T: Element> Session<'_, T> {
         for (k, declared) in self.problem.declared.iter().enumerate().filter(|(_, declared)| in_rows(declared)) {
             for row in self.problem.input(k).chunks(declared.row_len()) {
                 let size = row.iter().fold(0.0, |size: f64, x| size.max(x.to_f64().abs()));
-                farthest = farthest.max(size / row_scale(row.iter().map(|x| x.to_f64())));
+                farthest = farthest.max(size / row_scale::<T>(row.iter().map(|x| x.to_f64())));
             }
         }
         farthest
