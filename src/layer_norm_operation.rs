@@ -1,8 +1,9 @@
 //! LayerNorm as an operation of the gradient checker.
 
-use crate::grad_check::{Input, Locality, Operation, Outcome};
+use crate::grad_check::{Identity, Input, Locality, Operation, Outcome, layer_norm_identities};
 use crate::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut};
-use ndarray::ArrayD;
+use ndarray::{ArrayD, IxDyn};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// [`LayerNorm`] on an x of a fixed shape, for [`GradCheck`](crate::grad_check::GradCheck).
@@ -149,6 +150,32 @@ impl<T: Element> Operation<T> for LayerNormOperation {
     fn in_f64(&self) -> Option<&dyn Operation<f64>> {
         (T::NAME != f64::NAME).then_some(self)
     }
+
+    /// The results of a row have the same bits wherever it stands.
+    fn rows_are_alike(&self) -> bool {
+        true
+    }
+
+    fn identities(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &[ArrayD<T>]) -> Vec<Identity> {
+        let (rows, width) = (self.rows(), self.split_shape().1.iter().product());
+        let [x, dy, dx] = [&inputs[0], dy, &gradients[0]].map(|array| reshaped(array, &[rows, width]));
+        let gamma = self.gamma.then(|| reshaped(&inputs[1], &[width]));
+        let parameters =
+            (self.gamma && self.beta).then(|| (reshaped(&gradients[1], &[width]), reshaped(&gradients[2], &[width])));
+        let parameters = parameters.as_ref().map(|(dgamma, dbeta)| (&**dgamma, &**dbeta));
+        layer_norm_identities(&x, gamma.as_deref(), &dy, self.epsilon, &dx, parameters)
+    }
+}
+
+/// The same elements in another shape; a copy only where the shape is another.
+fn reshaped<'a, T: Element>(array: &'a ArrayD<T>, shape: &[usize]) -> Cow<'a, ArrayD<T>> {
+    // Only the length of the last dimension matters to the identities.
+    if array.shape().last() == shape.last() {
+        return Cow::Borrowed(array);
+    }
+    let elements = array.iter().copied().collect();
+    // The identities of an empty array are none.
+    Cow::Owned(ArrayD::from_shape_vec(IxDyn(shape), elements).unwrap_or_default())
 }
 
 /// The checker promises arrays that are contiguous and in C order.

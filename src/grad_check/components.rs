@@ -6,7 +6,7 @@ use super::judge::Judge;
 use super::measured::Measured;
 use super::noise::Noise;
 use super::problem::Problem;
-use super::step::{Step, balanced, nearest_power_of_two, row_scale};
+use super::step::{Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::verdict::Verdict;
 use crate::Element;
 
@@ -16,7 +16,7 @@ const PILOTS: usize = 8;
 /// How often an inconclusive component is looked at again, with a step of its own.
 const RETRIES: usize = 2;
 
-/// Measures every component of input `k`.
+/// Measures the chosen components of input `k`.
 pub(super) fn measure<T: Element>(
     problem: &Problem<'_, T>,
     noise: &Noise,
@@ -24,6 +24,7 @@ pub(super) fn measure<T: Element>(
     step: Step,
     judge: &Judge,
     analytic: &[f64],
+    elements: &[usize],
 ) -> Result<Measured, CheckError> {
     let len = analytic.len();
     let steps = match step {
@@ -31,10 +32,13 @@ pub(super) fn measure<T: Element>(
         Step::Balanced => balanced_steps(problem, noise, k)?,
     };
     let requests: Vec<_> =
-        steps.iter().enumerate().map(|(element, &step)| Request { input: k, element, step }).collect();
-    let mut found = differences(problem, noise, &requests)?;
-    let mut measured = Measured::unknown(len, if let Step::Fixed(eps) = step { Some(eps) } else { None });
-    found.iter().enumerate().for_each(|(element, difference)| measured.set(element, difference));
+        elements.iter().map(|&element| Request { input: k, element, step: steps[element] }).collect();
+    let mut found = vec![Difference::UNKNOWN; len];
+    let mut measured = Measured::not_looked_at(len, if let Step::Fixed(eps) = step { Some(eps) } else { None });
+    for (&element, difference) in elements.iter().zip(differences(problem, noise, &requests)?) {
+        measured.set(element, &difference);
+        found[element] = difference;
+    }
     if step == Step::Balanced {
         for _ in 0..RETRIES {
             if !retry(problem, noise, k, judge, analytic, &mut found, &mut measured)? {
@@ -82,12 +86,12 @@ pub(super) fn pilot_step<T: Element>() -> f64 {
 }
 
 /// The scale of each row of an input.
-fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
+pub(super) fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
     if row_len > 1 {
-        input.chunks(row_len).map(|row| row_scale(row.iter().map(|x| x.to_f64()))).collect()
+        input.chunks(row_len).map(|row| row_scale::<T>(row.iter().map(|x| x.to_f64()))).collect()
     } else {
         // A row of one element says nothing about its scale; the whole input does, unless the element is far larger.
-        let whole = row_scale(input.iter().map(|x| x.to_f64()));
+        let whole = row_scale::<T>(input.iter().map(|x| x.to_f64()));
         input.iter().map(|x| whole.max(0.1 * x.to_f64().abs())).collect()
     }
 }
@@ -106,7 +110,7 @@ fn retry<T: Element>(
     let mut requests = Vec::new();
     judge.components(analytic, measured, |element, component| {
         let Difference { step: old, sigma, truncation, .. } = found[element];
-        let step = nearest_power_of_two(balanced(old, sigma, truncation));
+        let step = sharper(old, sigma, truncation);
         if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
             requests.push(Request { input: k, element, step });
         }

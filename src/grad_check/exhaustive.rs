@@ -5,7 +5,6 @@
 //! the product with the upstream gradient is summed, so that the loss of digits is that of the outputs, not of the loss.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::ArrayD;
 
@@ -13,6 +12,7 @@ use super::error::{CheckError, Probe};
 use super::noise::Noise;
 use super::operation::Locality;
 use super::problem::Problem;
+use super::workers::deal_out;
 use crate::Element;
 
 /// One component that is to be differentiated, and the step.
@@ -37,11 +37,16 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    const UNKNOWN: Self = Self { numeric: f64::NAN, sigma: f64::NAN, truncation: f64::NAN, step: f64::NAN };
+    pub(super) const UNKNOWN: Self = Self { numeric: f64::NAN, sigma: f64::NAN, truncation: f64::NAN, step: f64::NAN };
 
     /// The least error of an analytic gradient that this difference can show.
     pub(super) fn floor(&self) -> f64 {
         6.0 * self.sigma + 2.0 * self.truncation
+    }
+
+    /// The logarithm of a step that is a power of two.
+    pub(super) fn exponent(&self) -> i16 {
+        self.step.log2() as i16
     }
 }
 
@@ -59,40 +64,22 @@ pub(super) fn differences<T: Element>(
 ) -> Result<Vec<Difference>, CheckError> {
     problem.expect_forwards(4 * requests.len() as u64);
     let noise = output_noise(problem, noise)?;
-    let mut found = vec![Difference::UNKNOWN; requests.len()];
-    let tasks = Mutex::new(requests.chunks(TASK).zip(found.chunks_mut(TASK)).enumerate());
-    let failed_task = AtomicUsize::new(usize::MAX);
-    let failures = Mutex::new(Vec::new());
-    let work = || {
-        let mut worker = Worker::new(problem);
-        // Nothing can panic while the lock is held, so it is never poisoned; `ok` only says so.
-        while let Some((task, (requests, found))) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) {
-            if task > failed_task.load(Ordering::Relaxed) {
-                return;
+    let found = Mutex::new(vec![Difference::UNKNOWN; requests.len()]);
+    let jobs: Vec<_> = requests.iter().enumerate().collect();
+    deal_out(
+        &jobs,
+        TASK,
+        || Ok(Worker::new(problem)),
+        |worker, jobs| {
+            for &(position, request) in jobs {
+                let difference = worker.difference(problem, &noise, *request)?;
+                // Nothing can panic while the lock is held, so it is never poisoned.
+                found.lock().iter_mut().for_each(|found| found[position] = difference);
             }
-            for (request, found) in requests.iter().zip(found) {
-                match worker.difference(problem, &noise, *request) {
-                    Ok(difference) => *found = difference,
-                    Err(failure) => {
-                        failed_task.fetch_min(task, Ordering::Relaxed);
-                        failures.lock().iter_mut().for_each(|failures| failures.push((task, failure.clone())));
-                        return;
-                    }
-                }
-            }
-        }
-    };
-    let workers = rayon::current_num_threads().min(requests.len().div_ceil(TASK));
-    if workers > 1 {
-        rayon::scope(|scope| (0..workers).for_each(|_| scope.spawn(|_| work())));
-    } else {
-        work();
-    }
-    let failures = failures.into_inner().unwrap_or_default();
-    match failures.into_iter().min_by_key(|&(task, _)| task) {
-        Some((_, failure)) => Err(failure),
-        None => Ok(found),
-    }
+            Ok(())
+        },
+    )?;
+    Ok(found.into_inner().unwrap_or_default())
 }
 
 /// What the outputs add to the variance of the loss.
@@ -191,9 +178,9 @@ struct Quotient {
     half_step: f64,
 }
 
-/// `sum((plus - minus) * dy)` in `f64`, in eight running sums and one tree: the same bits wherever it is computed.
-pub(super) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
-    const LANES: usize = 8;
+/// `sum((plus - minus) * dy)` in `f64`, in sixteen running sums and one tree: the same bits wherever it is computed.
+pub(super) fn change_of_loss<T: Element, G: Element>(plus: &[T], minus: &[T], dy: &[G]) -> f64 {
+    const LANES: usize = 16;
     let mut sums = [0.0; LANES];
     let (plus, plus_tail) = plus.as_chunks::<LANES>();
     let (minus, minus_tail) = minus.as_chunks::<LANES>();
@@ -207,6 +194,12 @@ pub(super) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f
     for ((plus, minus), dy) in plus_tail.iter().zip(minus_tail).zip(dy_tail) {
         tail += (plus.to_f64() - minus.to_f64()) * dy.to_f64();
     }
-    let [a, b, c, d, e, f, g, h] = sums;
-    ((a + b) + (c + d)) + ((e + f) + (g + h)) + tail
+    let mut lanes = LANES;
+    while lanes > 1 {
+        lanes /= 2;
+        for lane in 0..lanes {
+            sums[lane] += sums[lane + lanes];
+        }
+    }
+    sums[0] + tail
 }

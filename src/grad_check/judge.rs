@@ -4,9 +4,11 @@ use ndarray::{ArrayD, IxDyn};
 
 use super::error::Stage;
 use super::measured::Measured;
+use super::patterns::Picture;
+use super::power;
 use super::problem::{Problem, index_of};
-use super::report::{Components, Counts, InputReport, Worst};
-use super::verdict::{Component, GRANTED_ROUNDINGS, Tolerance, Verdict};
+use super::report::{Components, Counts, Direction, InputReport, Worst};
+use super::verdict::{Component, GRANTED_ROUNDINGS, GRANTED_ROUNDINGS_FAR, Tolerance, Verdict};
 use crate::Element;
 
 /// How the components of an input are judged.
@@ -17,21 +19,47 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// `unit_roundoff` is that of the type in which the gradient under test was computed.
-    pub(super) fn new(tolerance: Tolerance, row_len: usize, unit_roundoff: f64) -> Self {
-        let rtol = tolerance.rtol + GRANTED_ROUNDINGS * unit_roundoff;
+    /// `unit_roundoff` is that of the type in which the gradient under test was computed, on rows whose values are up to `far`
+    /// times as large as they vary.
+    pub(super) fn new(tolerance: Tolerance, row_len: usize, unit_roundoff: f64, far: f64) -> Self {
+        let rtol = tolerance.rtol + (GRANTED_ROUNDINGS + GRANTED_ROUNDINGS_FAR * far) * unit_roundoff;
         Self { tolerance: Tolerance { rtol, ..tolerance }, row_len }
     }
 
-    /// Calls `visit` with each component, row by row, in order.
-    pub(super) fn components(&self, analytic: &[f64], measured: &Measured, mut visit: impl FnMut(usize, Component)) {
-        let rows = analytic.chunks(self.row_len).zip(measured.numeric.chunks(self.row_len));
+    /// Components in a row.
+    pub(super) fn row_len(&self) -> usize {
+        self.row_len
+    }
+
+    /// What is accepted.
+    pub(super) fn tolerance(&self) -> Tolerance {
+        self.tolerance
+    }
+
+    /// Calls `visit` with each component that was looked at, row by row, in order.
+    pub(super) fn components(&self, analytic: &[f64], measured: &Measured, visit: impl FnMut(usize, Component)) {
+        self.components_of(analytic, &measured.numeric, &measured.floor, visit);
+    }
+
+    /// The same for some rows of an input.
+    pub(super) fn components_of(
+        &self,
+        analytic: &[f64],
+        numeric: &[f64],
+        floor: &[f64],
+        mut visit: impl FnMut(usize, Component),
+    ) {
+        let rows = analytic.chunks(self.row_len).zip(numeric.chunks(self.row_len));
         for (row, (analytic, numeric)) in rows.enumerate() {
             let rms = rms(numeric);
             for (column, (&analytic, &numeric)) in analytic.iter().zip(numeric).enumerate() {
                 let element = row * self.row_len + column;
+                let floor = floor[element];
+                if floor == f64::INFINITY && numeric.is_nan() {
+                    // Not looked at.
+                    continue;
+                }
                 let scale = rms.max(analytic.abs()).max(numeric.abs());
-                let floor = measured.floor[element];
                 visit(element, Component { analytic, numeric, floor, tolerance: self.tolerance.at(scale) });
             }
         }
@@ -39,7 +67,7 @@ impl Judge {
 }
 
 /// The root mean square of what is finite.
-fn rms(values: &[f64]) -> f64 {
+pub(super) fn rms(values: &[f64]) -> f64 {
     let (mut sum, mut count) = (0.0, 0_usize);
     for value in values.iter().filter(|value| value.is_finite()) {
         sum += value * value;
@@ -55,15 +83,29 @@ pub(super) fn judge_input<T: Element>(
     judge: &Judge,
     analytic: Vec<f64>,
     measured: Measured,
+    directions: Vec<Direction>,
 ) -> InputReport {
     let declared = &problem.declared[k];
     let mut tally = Tally::new(judge.row_len);
     judge.components(&analytic, &measured, |element, component| tally.add(element, component));
     tally.close_row();
     let blind = tally.rows > 0 && tally.blind_rows.len() == tally.rows;
+    let blind = blind || tally.rows == 0 && !directions.is_empty() && directions.iter().all(Direction::is_blind);
     let unseen = if blind || analytic.is_empty() { Verdict::Inconclusive } else { Verdict::Passed };
-    let verdict = tally.counts.worst().max(unseen);
+    let along = directions.iter().map(|direction| direction.verdict);
+    let verdict = along.fold(tally.counts.worst().max(unseen), Verdict::max);
+    for direction in &directions {
+        tally.max_abs_diff = nan_max(tally.max_abs_diff, (direction.analytic - direction.numeric).abs());
+        tally.max_magnitude = nan_max(tally.max_magnitude, direction.analytic.abs() + direction.numeric.abs());
+    }
     let worst = tally.worst.map(|(element, component)| worst(problem, k, element, component, measured.step(element)));
+    let x = |element: usize| problem.input(k)[element].to_f64();
+    let patterns = patterns(judge, verdict, &x, &analytic, &measured);
+    // Only a gradient that passed, and that the loss sees, can be spoiled.
+    let power = (verdict == Verdict::Passed && tally.seen > 0).then(|| power::measure(judge, &x, &analytic, &measured));
+    let survived = power.iter().flat_map(|power| &power.mutants).any(|mutant| mutant.required && !mutant.caught);
+    // Where only a sample was looked at, the directions answer for the rest.
+    let verdict = if survived && directions.is_empty() { Verdict::Inconclusive } else { verdict };
     let array = |values| ArrayD::from_shape_vec(IxDyn(&declared.shape), values).unwrap_or_default();
     InputReport {
         name: declared.name.clone(),
@@ -74,6 +116,10 @@ pub(super) fn judge_input<T: Element>(
         max_abs_diff: tally.max_abs_diff,
         max_magnitude: tally.max_magnitude,
         worst,
+        not_looked_at: analytic.len() - tally.seen,
+        directions,
+        patterns,
+        power,
         blind_rows: if judge.row_len > 1 { tally.blind_rows } else { Vec::new() },
         blind,
         components: Components {
@@ -84,6 +130,23 @@ pub(super) fn judge_input<T: Element>(
     }
 }
 
+/// What the wrong components have in common; nothing where none is wrong.
+fn patterns(
+    judge: &Judge,
+    verdict: Verdict,
+    x: &dyn Fn(usize) -> f64,
+    analytic: &[f64],
+    measured: &Measured,
+) -> Vec<String> {
+    let mut patterns: Vec<String> = measured.note.iter().cloned().collect();
+    if verdict >= Verdict::Wrong {
+        let arrays = [analytic, &measured.numeric, &measured.floor];
+        let picture = Picture::new(x, arrays, judge.row_len, |visit| judge.components(analytic, measured, visit));
+        patterns.extend(picture.in_words());
+    }
+    patterns
+}
+
 /// What adds up while the components pass by.
 struct Tally {
     row_len: usize,
@@ -92,32 +155,38 @@ struct Tally {
     max_magnitude: f64,
     worst: Option<(usize, Component)>,
     blind_rows: Vec<usize>,
+    /// Rows that were closed.
     rows: usize,
+    /// The row that is open.
+    row: usize,
+    seen: usize,
     row_counts: Counts,
     row_blind: bool,
 }
 
 impl Tally {
     fn new(row_len: usize) -> Self {
-        let (counts, row_counts) = (Counts::default(), Counts::default());
-        let (max_abs_diff, max_magnitude, worst) = (0.0, 0.0, None);
         Self {
             row_len,
-            counts,
-            max_abs_diff,
-            max_magnitude,
-            worst,
-            blind_rows: vec![],
+            counts: Counts::default(),
+            max_abs_diff: 0.0,
+            max_magnitude: 0.0,
+            worst: None,
+            blind_rows: Vec::new(),
             rows: 0,
-            row_counts,
+            row: 0,
+            seen: 0,
+            row_counts: Counts::default(),
             row_blind: true,
         }
     }
 
     fn add(&mut self, element: usize, component: Component) {
-        if element > 0 && element.is_multiple_of(self.row_len) {
+        if element / self.row_len != self.row {
             self.close_row();
+            self.row = element / self.row_len;
         }
+        self.seen += 1;
         self.row_counts.add(component.verdict());
         self.row_blind &= component.is_blind();
         self.max_abs_diff = nan_max(self.max_abs_diff, component.difference());
@@ -135,7 +204,7 @@ impl Tally {
             return;
         }
         if std::mem::replace(&mut self.row_blind, true) {
-            self.blind_rows.push(self.rows);
+            self.blind_rows.push(self.row);
             if self.row_len > 1 {
                 row.inconclusive += std::mem::take(&mut row.passed);
             }

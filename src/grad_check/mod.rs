@@ -22,31 +22,124 @@
 //! | inconclusive | the floor is above the tolerance; or both gradients of a whole row vanish within ten floors |
 //! | invalid | a NaN, an infinity, or a step that changed nothing |
 //!
-//! A run passes only if every component does.
+//! A run passes only if every component does, if the loss sees every input, and if the check would have caught a gradient
+//! that is spoiled as bugs spoil it. Beside the differences it checks what holds exactly: that the same call gives the
+//! same bits, into any buffer and on any number of threads; that the backward is linear in `G`; that rows that are
+//! declared independent are. The report names what the wrong components have in common, in words.
+//!
+//! # Examples
+//!
+//! A function of one array is two closures ([`Function`]). Softmax, over rows that are independent, so that a column of all rows
+//! is perturbed at once:
+//!
+//! ```
+//! use llm_operator::assert_gradients;
+//! use llm_operator::grad_check::Function;
+//! use ndarray::{ArrayD, Axis};
+//!
+//! fn softmax(x: &ArrayD<f64>) -> ArrayD<f64> {
+//!     let mut y = x.clone();
+//!     for mut row in y.rows_mut() {
+//!         let greatest = row.fold(f64::NEG_INFINITY, |greatest, &x| greatest.max(x));
+//!         row.mapv_inplace(|x| (x - greatest).exp());
+//!         let sum = row.sum();
+//!         row /= sum;
+//!     }
+//!     y
+//! }
+//!
+//! let backward = |x: &ArrayD<f64>, dy: &ArrayD<f64>| {
+//!     let y = softmax(x);
+//!     let mean = (&y * dy).sum_axis(Axis(1)).insert_axis(Axis(1));
+//!     &y * &(dy - &mean)
+//! };
+//! assert_gradients!(Function::new("softmax", [4, 7], softmax, backward).independent_rows());
+//! ```
+//!
+//! Anything else implements [`Operation`]. A matrix product `y = x w`, whose rows depend on all of `w`:
+//!
+//! ```
+//! use llm_operator::grad_check::{GradCheck, Input, Operation, Outcome, Verdict, random_inputs};
+//! use ndarray::{ArrayD, ArrayView2, Ix2};
+//!
+//! struct MatMul;
+//!
+//! fn matrix(array: &ArrayD<f64>) -> ArrayView2<'_, f64> {
+//!     array.view().into_dimensionality::<Ix2>().expect("two dimensions")
+//! }
+//!
+//! impl Operation<f64> for MatMul {
+//!     fn name(&self) -> String {
+//!         "x w".to_owned()
+//!     }
+//!     fn inputs(&self) -> Vec<Input> {
+//!         vec![Input::rows("x", [6, 4]), Input::shared("w", [4, 3])]
+//!     }
+//!     fn output_shape(&self) -> Vec<usize> {
+//!         vec![6, 3]
+//!     }
+//!     fn forward(&self, inputs: &[ArrayD<f64>], output: &mut ArrayD<f64>) -> Outcome {
+//!         output.assign(&matrix(&inputs[0]).dot(&matrix(&inputs[1])));
+//!         Ok(())
+//!     }
+//!     fn backward(&self, inputs: &[ArrayD<f64>], dy: &ArrayD<f64>, gradients: &mut [ArrayD<f64>]) -> Outcome {
+//!         gradients[0].assign(&matrix(dy).dot(&matrix(&inputs[1]).t()));
+//!         gradients[1].assign(&matrix(&inputs[0]).t().dot(&matrix(dy)));
+//!         Ok(())
+//!     }
+//! }
+//!
+//! let (inputs, dy) = random_inputs(&MatMul, 1000);
+//! let report = GradCheck::new().run(&MatMul, &inputs, &dy)?;
+//! assert_eq!(report.verdict, Verdict::Passed);
+//! assert_eq!(report.inputs[1].counts.passed, 12);
+//! # Ok::<(), llm_operator::grad_check::CheckError>(())
+//! ```
 
+mod assert;
+mod block;
+mod columns;
 mod components;
+mod directional;
 mod error;
+mod exact;
 mod exhaustive;
+mod follows;
 mod function;
+mod identities;
+mod independence;
 mod judge;
+mod line;
+mod local;
 mod measured;
 mod noise;
 mod operation;
+mod patterns;
+mod power;
 mod problem;
 mod progress;
 mod report;
 mod run;
+mod session;
 mod step;
+#[cfg(feature = "cli")]
+mod svg;
+mod sweep;
 mod text;
 mod verdict;
+mod workers;
 
+pub use assert::{DEFAULT_SEED, assert_pass, random_inputs};
 pub use error::{Call, CheckError, Probe, Stage};
 pub use function::Function;
-pub use operation::{Input, Locality, Operation, Outcome};
+pub use identities::layer_norm_identities;
+pub use operation::{Identity, Input, Locality, Operation, Outcome};
+pub use power::{Mutant, Power};
 pub use progress::Progress;
-pub use report::{Components, Counts, InputReport, Report, SCHEMA_VERSION, Worst};
-pub use run::{Given, GradCheck, Mode};
+pub use report::{Check, Components, Counts, Direction, InputReport, Report, SCHEMA_VERSION, Worst};
+pub use run::{Budget, Given, GradCheck, Mode};
 pub use step::Step;
+pub use sweep::{Conclusion, Sweep, SweepPoint};
 pub use verdict::{Tolerance, Verdict};
 
 #[cfg(test)]

@@ -7,8 +7,10 @@
 //! parts (an error of the mean shifts a whole row); and both for the forward at hand, on the inputs at hand.
 
 use ndarray::ArrayD;
+use rayon::prelude::*;
 
 use super::error::{CheckError, Stage};
+use super::operation::Locality;
 use super::problem::{Problem, caught};
 use super::{Call, Operation};
 use crate::Element;
@@ -34,6 +36,11 @@ pub(super) struct Noise {
 }
 
 impl Noise {
+    /// Nothing was measured.
+    pub(super) fn unknown() -> Self {
+        Self { kappa: f64::NAN, against_f64: false, row_unit: Vec::new() }
+    }
+
     /// The variance that one product `G y` of a row adds to the loss, in units of the product's square.
     pub(super) fn unit_variance(&self, row: usize) -> f64 {
         self.row_unit[row].powi(2)
@@ -52,19 +59,32 @@ struct RowSums {
 }
 
 /// Measures the noise, with a few forwards on inputs that differ from the given ones in their last bits.
-pub(super) fn measure<T: Element>(problem: &Problem<'_, T>) -> Result<Noise, CheckError> {
+pub(super) fn measure<T: Element>(
+    problem: &Problem<'_, T>,
+    by_blocks: bool,
+    allowance: Option<u64>,
+) -> Result<Noise, CheckError> {
     let twin = problem.operation.in_f64().filter(|_| T::UNIT_ROUNDOFF > f64::UNIT_ROUNDOFF);
     // Few outputs need several samples; a million outputs are samples enough.
     let repeats = (2048 / problem.output_len().max(1)).clamp(1, 8);
-    let mut sums = vec![RowSums::default(); problem.rows];
-    let mut rng = default_rng(0);
-    for _ in 0..repeats {
-        let jitter: Vec<_> = (0..problem.inputs.len()).map(|k| Jitter::new(problem.input(k), &mut rng)).collect();
-        match twin {
-            Some(twin) => sample_against_f64(problem, twin, &jitter, &mut sums)?,
-            None => sample_fourth_difference(problem, &jitter, &mut sums)?,
+    // No more than a tenth of what the check may cost.
+    let repeats = repeats.min(allowance.map_or(repeats, |forwards| (forwards / 50) as usize)).max(1);
+    let sums = match twin {
+        None if by_blocks => sample_blocks(problem, repeats)?,
+        _ => {
+            let mut sums = vec![RowSums::default(); problem.rows];
+            let mut rng = default_rng(0);
+            for _ in 0..repeats {
+                let jitter: Vec<_> =
+                    (0..problem.inputs.len()).map(|k| Jitter::new(problem.input(k), &mut rng)).collect();
+                match twin {
+                    Some(twin) => sample_against_f64(problem, twin, &jitter, &mut sums)?,
+                    None => sample_whole(problem, &jitter, &mut sums)?,
+                }
+            }
+            sums
         }
-    }
+    };
     Ok(summarize::<T>(&sums, twin.is_some()))
 }
 
@@ -90,8 +110,8 @@ impl Jitter {
         Self { base, direction }
     }
 
-    fn write<T: Element>(&self, position: usize, array: &mut ArrayD<T>) {
-        for ((value, base), direction) in array.iter_mut().zip(&self.base).zip(&self.direction) {
+    fn write<T: Element>(&self, position: usize, values: &mut [T]) {
+        for ((value, base), direction) in values.iter_mut().zip(&self.base).zip(&self.direction) {
             *value = T::from_f64(base + position as f64 * direction);
         }
     }
@@ -102,27 +122,90 @@ fn power_of_two_below(value: f64) -> f64 {
     if value.is_normal() { f64::from_bits(value.to_bits() & f64::INFINITY.to_bits()) } else { 0.0 }
 }
 
-fn sample_fourth_difference<T: Element>(
+/// One sample of all rows.
+fn sample_whole<T: Element>(
     problem: &Problem<'_, T>,
     jitter: &[Jitter],
     sums: &mut [RowSums],
 ) -> Result<(), CheckError> {
     let mut inputs = problem.inputs.to_vec();
-    let (mut output, mut first) = (problem.poisoned_output(), problem.poisoned_output());
-    let mut error = vec![0.0; problem.output_len()];
-    for (position, weight) in FOURTH_DIFFERENCE.into_iter().enumerate() {
-        jitter.iter().zip(&mut inputs).for_each(|(jitter, input)| jitter.write(position, input));
-        problem.forward(&inputs, &mut output, || None)?;
-        if position == 0 {
-            first.assign(&output);
+    let mut output = problem.poisoned_output();
+    let sample = fourth_difference(problem.output_len(), |position, y: &mut [T]| {
+        for (jitter, input) in jitter.iter().zip(&mut inputs) {
+            jitter.write(position, input.as_slice_mut().unwrap_or_default());
         }
+        problem.forward(&inputs, &mut output, || None)?;
+        y.copy_from_slice(output.as_slice().unwrap_or_default());
+        Ok(())
+    })?;
+    add_sample(problem.width(), problem.dy(), &sample, sums);
+    Ok(())
+}
+
+/// The samples of all rows, one block after the other; only what is declared in rows is jittered.
+fn sample_blocks<T: Element>(problem: &Problem<'_, T>, repeats: usize) -> Result<Vec<RowSums>, CheckError> {
+    let width = problem.width();
+    let blocks: Vec<Result<Vec<RowSums>, CheckError>> = problem
+        .blocks()
+        .into_par_iter()
+        .map(|rows| {
+            let mut rng = default_rng(rows.start as u64);
+            let mut sums = vec![RowSums::default(); rows.len()];
+            let given: Vec<_> = problem.rows_of_inputs(&rows).collect();
+            for _ in 0..repeats {
+                let mut moved: Vec<_> = given
+                    .iter()
+                    .zip(&problem.declared)
+                    .map(|(input, declared)| {
+                        let in_rows = matches!(declared.locality, Locality::Rows(_));
+                        in_rows.then(|| (Jitter::new(input, &mut rng), input.to_vec()))
+                    })
+                    .collect();
+                let sample = fourth_difference(rows.len() * width, |position, y| {
+                    for (jitter, input) in moved.iter_mut().flatten() {
+                        jitter.write(position, input);
+                    }
+                    let inputs: Vec<&[T]> = moved
+                        .iter()
+                        .zip(&given)
+                        .map(|(moved, given)| moved.as_ref().map_or(*given, |(_, input)| input))
+                        .collect();
+                    problem.forward_rows(rows.clone(), &inputs, y, || None)
+                })?;
+                add_sample(width, &problem.dy()[rows.start * width..rows.end * width], &sample, &mut sums);
+            }
+            Ok(sums)
+        })
+        .collect();
+    let mut sums = Vec::with_capacity(problem.rows);
+    for block in blocks {
+        sums.extend(block?);
+    }
+    Ok(sums)
+}
+
+/// Outputs, and the error of each.
+struct Sample<T> {
+    y: Vec<T>,
+    error: Vec<f64>,
+}
+
+/// The fourth difference of the outputs along a line, in units of the error of one output.
+fn fourth_difference<T: Element>(
+    len: usize,
+    mut forward: impl FnMut(usize, &mut [T]) -> Result<(), CheckError>,
+) -> Result<Sample<T>, CheckError> {
+    let nan = T::from_f64(f64::NAN);
+    let (mut first, mut output, mut error) = (vec![nan; len], vec![nan; len], vec![0.0; len]);
+    forward(0, &mut first)?;
+    for (position, weight) in FOURTH_DIFFERENCE.into_iter().enumerate().skip(1) {
+        forward(position, &mut output)?;
         // The weights sum to zero: differences from the first point are as good, and hardly rounded.
         for ((error, y), first) in error.iter_mut().zip(&output).zip(&first) {
-            *error += weight * (y.to_f64() - first.to_f64());
+            *error += weight / SUM_OF_SQUARES.sqrt() * (y.to_f64() - first.to_f64());
         }
     }
-    add_sample(problem, &first, &error, 1.0 / SUM_OF_SQUARES.sqrt(), sums);
-    Ok(())
+    Ok(Sample { y: first, error })
 }
 
 fn sample_against_f64<T: Element>(
@@ -132,7 +215,9 @@ fn sample_against_f64<T: Element>(
     sums: &mut [RowSums],
 ) -> Result<(), CheckError> {
     let mut inputs = problem.inputs.to_vec();
-    jitter.iter().zip(&mut inputs).for_each(|(jitter, input)| jitter.write(0, input));
+    for (jitter, input) in jitter.iter().zip(&mut inputs) {
+        jitter.write(0, input.as_slice_mut().unwrap_or_default());
+    }
     let mut output = problem.poisoned_output();
     problem.forward(&inputs, &mut output, || None)?;
     let exact: Vec<ArrayD<f64>> = inputs.iter().map(|input| input.mapv(T::to_f64)).collect();
@@ -140,18 +225,17 @@ fn sample_against_f64<T: Element>(
     caught(|| twin.forward(&exact, &mut expected)).map_err(|f| f.at(Call::unperturbed(Stage::Forward)))?;
     super::problem::check_shape("output in f64", output.shape(), expected.shape())?;
     let error: Vec<f64> = output.iter().zip(&expected).map(|(y, expected)| y.to_f64() - expected).collect();
-    add_sample(problem, &output, &error, 1.0, sums);
+    let sample = Sample { y: output.as_slice().unwrap_or_default().to_vec(), error };
+    add_sample(problem.width(), problem.dy(), &sample, sums);
     Ok(())
 }
 
-fn add_sample<T: Element>(problem: &Problem<'_, T>, y: &ArrayD<T>, error: &[f64], scale: f64, sums: &mut [RowSums]) {
-    let (width, dy) = (problem.width(), problem.dy());
-    let y = y.as_slice().unwrap_or_default();
-    for ((sums, y), (error, dy)) in sums.iter_mut().zip(y.chunks(width)).zip(error.chunks(width).zip(dy.chunks(width)))
-    {
+fn add_sample<T: Element>(width: usize, dy: &[T], sample: &Sample<T>, sums: &mut [RowSums]) {
+    let rows = sample.y.chunks(width).zip(sample.error.chunks(width)).zip(dy.chunks(width));
+    for (sums, ((y, error), dy)) in sums.iter_mut().zip(rows) {
         let mut together = 0.0;
         for ((y, error), dy) in y.iter().zip(error).zip(dy) {
-            let error = dy.to_f64() * error * scale;
+            let error = dy.to_f64() * error;
             sums.each += error * error;
             sums.size += (dy.to_f64() * y.to_f64()).powi(2);
             together += error;

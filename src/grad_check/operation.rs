@@ -86,6 +86,34 @@ pub trait Operation<T: Element>: Sync {
     fn in_f64(&self) -> Option<&dyn Operation<f64>> {
         None
     }
+
+    /// Whether all rows are treated alike, so that permuting them permutes the results, bit for bit; it is then checked.
+    fn rows_are_alike(&self) -> bool {
+        false
+    }
+
+    /// Equations that the gradients satisfy whatever the numbers are, for the results of one backward; they are checked.
+    ///
+    /// [`layer_norm_identities`](super::layer_norm_identities) has those of LayerNorm.
+    fn identities(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &[ArrayD<T>]) -> Vec<Identity> {
+        let _ = (inputs, dy, gradients);
+        Vec::new()
+    }
+}
+
+/// One instance of an equation that a gradient satisfies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    /// The equation, as `sum(dx) = 0`.
+    pub name: String,
+    /// Where it was evaluated, as `row 3`.
+    pub place: String,
+    /// Its left side.
+    pub left: f64,
+    /// Its right side.
+    pub right: f64,
+    /// By how much rounding may set them apart.
+    pub bound: f64,
 }
 
 /// One input of an operation: its name, its shape, and which outputs its elements reach.

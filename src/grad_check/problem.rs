@@ -1,6 +1,7 @@
 //! One operation with its inputs and upstream gradient, validated, and the only place where it is called.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -105,11 +106,77 @@ impl<'a, T: Element> Problem<'a, T> {
         tidy(output, "output", &self.output_shape)
     }
 
+    /// The rows of each input that is declared in rows, and all of any other.
+    pub(super) fn rows_of_inputs(&self, rows: &Range<usize>) -> impl Iterator<Item = &[T]> {
+        self.declared.iter().enumerate().map(|(k, declared)| match declared.locality {
+            Locality::Rows(_) => &self.input(k)[rows.start * declared.row_len()..rows.end * declared.row_len()],
+            Locality::Columns | Locality::Shared => self.input(k),
+        })
+    }
+
+    /// Runs a block of rows forward; the operation must be able to.
+    pub(super) fn forward_rows(
+        &self,
+        rows: Range<usize>,
+        inputs: &[&[T]],
+        output: &mut [T],
+        probe: impl FnOnce() -> Option<Probe>,
+    ) -> Result<(), CheckError> {
+        self.count(rows.len())?;
+        let unable = || Err(format!("{} cannot be run on rows {rows:?}", self.name).into());
+        caught(|| self.operation.forward_rows(rows.clone(), inputs, output).unwrap_or_else(unable))
+            .map_err(|failure| failure.at(Call { stage: Stage::Forward, probe: probe() }))
+    }
+
+    /// Whether the operation can be run on a block of rows.
+    pub(super) fn runs_blocks(&self) -> Result<bool, CheckError> {
+        if self.rows < 1 || self.output_len() == 0 {
+            return Ok(false);
+        }
+        let mut output = vec![T::from_f64(f64::NAN); self.width()];
+        let inputs: Vec<_> = self.rows_of_inputs(&(0..1)).collect();
+        let mut able = true;
+        caught(|| {
+            self.operation.forward_rows(0..1, &inputs, &mut output).unwrap_or_else(|| {
+                able = false;
+                Ok(())
+            })
+        })
+        .map_err(|failure| failure.at(Call::unperturbed(Stage::Forward)))?;
+        Ok(able)
+    }
+
+    /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few that
+    /// there is work for some threads. It depends on the shape alone.
+    pub(super) fn block_rows(&self) -> usize {
+        /// Bytes of one of the four arrays.
+        const BYTES: usize = 1 << 16;
+        /// Blocks that a small input is cut into.
+        const BLOCKS: usize = 16;
+        (BYTES / (self.width() * size_of::<T>())).clamp(1, self.rows.div_ceil(BLOCKS).max(1))
+    }
+
+    /// All blocks of rows, in order.
+    pub(super) fn blocks(&self) -> Vec<Range<usize>> {
+        let rows = self.block_rows();
+        (0..self.rows).step_by(rows).map(|start| start..(start + rows).min(self.rows)).collect()
+    }
+
     /// Runs the operation backward on `inputs`, into buffers that are poisoned with NaN.
     pub(super) fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Result<Vec<ArrayD<T>>, CheckError> {
-        let nan = T::from_f64(f64::NAN);
+        self.backward_into(inputs, dy, f64::NAN)
+    }
+
+    /// The same, into buffers that hold something else before.
+    pub(super) fn backward_into(
+        &self,
+        inputs: &[ArrayD<T>],
+        dy: &ArrayD<T>,
+        poison: f64,
+    ) -> Result<Vec<ArrayD<T>>, CheckError> {
+        let poison = T::from_f64(poison);
         let mut gradients: Vec<_> =
-            self.declared.iter().map(|input| ArrayD::from_elem(IxDyn(&input.shape), nan)).collect();
+            self.declared.iter().map(|input| ArrayD::from_elem(IxDyn(&input.shape), poison)).collect();
         caught(|| self.operation.backward(inputs, dy, &mut gradients))
             .map_err(|failure| failure.at(Call::unperturbed(Stage::Backward)))?;
         for (gradient, input) in gradients.iter_mut().zip(&self.declared) {

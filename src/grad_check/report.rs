@@ -4,7 +4,10 @@ use ndarray::ArrayD;
 
 use super::Mode;
 use super::error::Stage;
+#[cfg(feature = "cli")]
+use super::operation::Input;
 use super::operation::Locality;
+use super::power::Power;
 use super::step::Step;
 use super::verdict::{Tolerance, Verdict};
 
@@ -47,6 +50,33 @@ pub struct Report {
     pub forwards: u64,
     /// One entry for each input that was judged.
     pub inputs: Vec<InputReport>,
+    /// What was checked exactly, without differences.
+    pub checks: Vec<Check>,
+    /// A line that repeats the check, if whoever ran it gave one.
+    pub repeat: Option<String>,
+}
+
+/// A property that holds exactly or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// Whether it holds.
+    pub holds: bool,
+    /// What was seen.
+    pub detail: String,
+}
+
+impl Check {
+    pub(super) fn passed(name: &str, detail: String) -> Self {
+        Self { name: name.to_owned(), holds: true, detail }
+    }
+
+    pub(super) fn failed(name: &str, detail: String) -> Self {
+        Self { name: name.to_owned(), holds: false, detail }
+    }
 }
 
 /// What was found about one input.
@@ -70,6 +100,14 @@ pub struct InputReport {
     pub max_magnitude: f64,
     /// The worst component; none of an input without elements.
     pub worst: Option<Worst>,
+    /// How many components were not looked at one by one, but along [`directions`](Self::directions) alone.
+    pub not_looked_at: usize,
+    /// The slopes along random directions of the whole input; none where every component was looked at.
+    pub directions: Vec<Direction>,
+    /// What the wrong components have in common, in words.
+    pub patterns: Vec<String>,
+    /// What the check would have caught; of an input that passed.
+    pub power: Option<Power>,
     /// Rows on which both gradients vanish within ten floors, so that a wrong one would not be seen.
     pub blind_rows: Vec<usize>,
     /// Whether the whole input is such a row.
@@ -77,6 +115,15 @@ pub struct InputReport {
     /// Every component.
     #[cfg_attr(feature = "cli", serde(skip))]
     pub components: Components,
+}
+
+impl InputReport {
+    /// Components in a row, which are judged by one scale.
+    #[cfg(feature = "cli")]
+    pub(super) fn row_len(&self) -> usize {
+        let (name, shape, locality) = (String::new(), self.shape.clone(), self.locality);
+        Input { name, shape, locality }.row_len()
+    }
 }
 
 /// The gradients of one input, each of the input's shape.
@@ -120,6 +167,28 @@ impl Counts {
             Self { inconclusive: 1.., .. } => Verdict::Inconclusive,
             _ => Verdict::Passed,
         }
+    }
+}
+
+/// The slope of the loss along a random direction of a whole input, in units of the scales of its rows.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+pub struct Direction {
+    /// The product of the gradient under test and the direction.
+    pub analytic: f64,
+    /// The difference quotient.
+    pub numeric: f64,
+    /// The least error that the difference quotient can show.
+    pub floor: f64,
+    /// The greatest error that is accepted.
+    pub tolerance: f64,
+    /// As of a component.
+    pub verdict: Verdict,
+}
+
+impl Direction {
+    pub(super) fn is_blind(&self) -> bool {
+        self.analytic.abs().max(self.numeric.abs()) <= 10.0 * self.floor
     }
 }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use ndarray::ArrayD;
 
-use super::components;
 use super::error::CheckError;
-use super::judge::{Judge, judge_input, nan_max};
-use super::noise::{self, Noise};
+use super::judge::nan_max;
+use super::noise::Noise;
 use super::operation::Operation;
 use super::problem::{Problem, check_count, check_shape};
 use super::progress::Progress;
-use super::report::{InputReport, Report, SCHEMA_VERSION};
+use super::report::{Check, InputReport, Report, SCHEMA_VERSION};
+use super::session::Session;
 use super::step::Step;
 use super::verdict::{Tolerance, Verdict};
 use crate::Element;
@@ -22,30 +22,65 @@ use crate::Element;
 #[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Mode {
+    /// `Local` where rows or columns are declared independent; `Exhaustive` where that is affordable; else `Directional` and
+    /// a sample of the components, spread evenly. What stays inconclusive is measured again by `Line`.
+    Auto,
     /// Every component of every input, one at a time: two forwards of the whole input each, and as many again for the
     /// truncation. Any operation.
     Exhaustive,
+    /// Every component of inputs whose rows or columns are declared independent, a column of all rows at once, after that
+    /// declaration has been verified: two forwards for each column, and as many again for the truncation. Inputs of
+    /// which nothing is declared are checked exhaustively.
+    Local,
+    /// A few random directions of each input: four forwards each, whatever the number of components.
+    Directional,
+    /// Every component, by the integral of the gradient along a line through it: for low precision, where a difference
+    /// quotient is too noisy. Needs the operation's own backward.
+    Line,
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
+            Self::Auto => "auto",
             Self::Exhaustive => "exhaustive",
+            Self::Directional => "directional",
+            Self::Line => "line",
+            Self::Local => "local",
         })
     }
+}
+
+/// What a check may cost; in mode [`Mode::Auto`] it decides how much is looked at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Budget {
+    /// Forwards of the whole input.
+    Forwards(u64),
+    /// Seconds; a forward is timed to tell how many they buy, so the coverage depends on the machine.
+    Seconds(f64),
 }
 
 /// A gradient that was computed elsewhere, perhaps in a lower precision than the differences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Given {
     gradient: ArrayD<f64>,
-    unit_roundoff: f64,
+    pub(super) unit_roundoff: f64,
 }
 
 impl Given {
     /// A gradient of an input's shape; its type's unit roundoff widens the tolerance that it is judged by.
     pub fn new<T: Element>(gradient: &ArrayD<T>) -> Self {
         Self { gradient: gradient.mapv(T::to_f64), unit_roundoff: T::UNIT_ROUNDOFF }
+    }
+
+    /// The values in C order.
+    pub(super) fn into_values(self) -> Vec<f64> {
+        if self.gradient.is_standard_layout() {
+            self.gradient.into_raw_vec_and_offset().0
+        } else {
+            self.gradient.iter().copied().collect()
+        }
     }
 }
 
@@ -68,12 +103,15 @@ pub struct GradCheck {
     step: Step,
     atol: Option<f64>,
     rtol: Option<f64>,
+    budget: Option<Budget>,
+    repeat: Option<String>,
     progress: Arc<Progress>,
 }
 
 impl Default for GradCheck {
     fn default() -> Self {
-        Self { mode: Mode::Exhaustive, step: Step::Balanced, atol: None, rtol: None, progress: Arc::default() }
+        let (mode, step) = (Mode::Auto, Step::Balanced);
+        Self { mode, step, atol: None, rtol: None, budget: None, repeat: None, progress: Arc::default() }
     }
 }
 
@@ -111,6 +149,20 @@ impl GradCheck {
         self
     }
 
+    /// Limits what the check may cost, roughly; by default every component is looked at where that takes some seconds.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// The line that the report shows to repeat this check: a command, or a seed and how it is used.
+    #[must_use]
+    pub fn repeat(mut self, line: impl Into<String>) -> Self {
+        self.repeat = Some(line.into());
+        self
+    }
+
     /// Reports how far the check has come, and lets another thread end it.
     #[must_use]
     pub fn progress(mut self, progress: Arc<Progress>) -> Self {
@@ -130,9 +182,7 @@ impl GradCheck {
         dy: &ArrayD<T>,
     ) -> Result<Report, CheckError> {
         let problem = self.problem(operation, inputs, dy)?;
-        let gradients = problem.backward(&problem.inputs, &problem.upstream)?;
-        let analytic = gradients.iter().map(|gradient| Some(Given::new(gradient))).collect();
-        self.judge_all(&problem, analytic)
+        self.judge_all(&problem, None)
     }
 
     /// Judges gradients that were computed elsewhere, one for each input or `None`, against differences of the operation.
@@ -154,10 +204,10 @@ impl GradCheck {
                 check_shape(&format!("gradient of {}", input.name), &input.shape, given.gradient.shape())?;
             }
         }
-        self.judge_all(&problem, gradients.to_vec())
+        self.judge_all(&problem, Some(gradients.to_vec()))
     }
 
-    fn problem<'a, T: Element>(
+    pub(super) fn problem<'a, T: Element>(
         &'a self,
         operation: &'a dyn Operation<T>,
         inputs: &'a [ArrayD<T>],
@@ -188,21 +238,17 @@ impl GradCheck {
     fn judge_all<T: Element>(
         &self,
         problem: &Problem<'_, T>,
-        analytic: Vec<Option<Given>>,
+        given: Option<Vec<Option<Given>>>,
     ) -> Result<Report, CheckError> {
-        let noise = noise::measure(problem)?;
-        let tolerance = self.tolerance::<T>();
-        let mut inputs = Vec::new();
-        for (k, given) in analytic.into_iter().enumerate() {
-            let Some(Given { gradient, unit_roundoff }) = given else { continue };
-            // Differences of the same type already ask for a tolerance above the gradient's own rounding.
-            let lower = if unit_roundoff > T::UNIT_ROUNDOFF { unit_roundoff } else { 0.0 };
-            let judge = Judge::new(tolerance, problem.declared[k].row_len(), lower);
-            let analytic: Vec<f64> = gradient.as_standard_layout().iter().copied().collect();
-            let measured = components::measure(problem, &noise, k, self.step, &judge, &analytic)?;
-            inputs.push(judge_input(problem, k, &judge, analytic, measured));
+        let own_backward = given.is_none();
+        if self.mode == Mode::Line && !own_backward {
+            let found = "a gradient from elsewhere".to_owned();
+            return Err(CheckError::Setting { setting: "mode line", expected: "the operation's own backward", found });
         }
-        Ok(self.report(problem, &noise, tolerance, inputs))
+        let (mode, step, tolerance, budget) = (self.mode, self.step, self.tolerance::<T>(), self.budget);
+        let session = Session { problem, mode, step, tolerance, budget, own_backward };
+        let findings = session.run(given)?;
+        Ok(self.report(problem, &findings.noise, tolerance, findings.inputs, findings.checks))
     }
 
     fn report<T: Element>(
@@ -211,11 +257,13 @@ impl GradCheck {
         noise: &Noise,
         tolerance: Tolerance,
         inputs: Vec<InputReport>,
+        checks: Vec<Check>,
     ) -> Report {
         let greatest = |of: fn(&InputReport) -> f64| inputs.iter().map(of).fold(0.0, nan_max);
-        let max_abs_diff = greatest(|input| input.max_abs_diff);
+        let max_abs_diff = if inputs.is_empty() { f64::NAN } else { greatest(|input| input.max_abs_diff) };
         let max_magnitude = greatest(|input| input.max_magnitude);
         let nothing = if inputs.is_empty() { Verdict::Inconclusive } else { Verdict::Passed };
+        let failed = checks.iter().filter(|check| !check.holds).map(|_| Verdict::Wrong);
         Report {
             schema_version: SCHEMA_VERSION,
             operation: problem.name.clone(),
@@ -225,15 +273,22 @@ impl GradCheck {
             max_abs_diff,
             // The notebook's own formula.
             relative_diff: max_abs_diff / (max_magnitude + 1e-22),
-            verdict: inputs.iter().map(|input| input.verdict).fold(nothing, Verdict::max),
-            reasons: inputs.iter().flat_map(reasons).collect(),
+            verdict: inputs.iter().map(|input| input.verdict).chain(failed).fold(nothing, Verdict::max),
+            reasons: inputs.iter().flat_map(reasons).chain(checks.iter().filter_map(broken)).collect(),
             tolerance,
             kappa: noise.kappa,
             kappa_against_f64: noise.against_f64,
             forwards: problem.forwards(),
             inputs,
+            checks,
+            repeat: self.repeat.clone(),
         }
     }
+}
+
+/// What a broken property says.
+fn broken(check: &Check) -> Option<String> {
+    (!check.holds).then(|| format!("{}: {}", check.name, check.detail))
 }
 
 /// Why an input did not pass, in words.
@@ -241,14 +296,26 @@ fn reasons(input: &InputReport) -> Vec<String> {
     let (name, counts) = (&input.name, input.counts);
     let total = input.components.analytic.len();
     let mut reasons = Vec::new();
+    for (number, direction) in input.directions.iter().enumerate() {
+        if direction.verdict != Verdict::Passed {
+            reasons.push(format!("{name}: {} along random direction {number}", direction.verdict));
+        }
+    }
     let mut say = |count: usize, what: &str| {
         if count > 0 {
             reasons.push(format!("{name}: {count} of {total} components {what}"));
         }
     };
+    let power = input.power.iter().flat_map(|power| &power.mutants);
+    let survivors: Vec<_> =
+        power.filter(|mutant| mutant.required && !mutant.caught).map(|mutant| &mutant.name[..]).collect();
     say(counts.invalid, "are not finite, or their step changed nothing");
     say(counts.wrong, "differ by more than the noise and the tolerance");
     say(counts.inconclusive, "cannot be certified: the noise is above the tolerance, or the loss does not see them");
+    if !survivors.is_empty() {
+        reasons.push(format!("{name}: the check would not have seen: {}", survivors.join(", ")));
+    }
+    reasons.extend(input.patterns.iter().map(|pattern| format!("{name}: {pattern}")));
     if total == 0 {
         reasons.push(format!("{name}: has no elements, so there is nothing to compare"));
     } else if input.blind {

@@ -1,5 +1,7 @@
 //! The step of a difference: given, or balanced between noise and truncation.
 
+use crate::Element;
+
 /// How the step is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "snake_case"))]
@@ -24,13 +26,22 @@ pub(super) fn balanced(step: f64, sigma: f64, truncation: f64) -> f64 {
     (3.0 * sigma * step / third_derivative).cbrt()
 }
 
+/// The step for another look at a difference that was not sharp enough: where truncation cannot be seen, a larger one, since
+/// noise falls with it.
+pub(super) fn sharper(step: f64, sigma: f64, truncation: f64) -> f64 {
+    nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step })
+}
+
+/// A row whose deviation is below this many roundings is constant but for them: no step would fit between its values.
+const SPACINGS: f64 = 256.0;
+
 /// The length over which a row's values vary: their deviation; of a constant row their size, and of zeros 1.
-pub(super) fn row_scale(row: impl Iterator<Item = f64> + Clone) -> f64 {
+pub(super) fn row_scale<T: Element>(row: impl Iterator<Item = f64> + Clone) -> f64 {
     let count = row.clone().count().max(1) as f64;
     let mean = row.clone().sum::<f64>() / count;
     let deviation = (row.clone().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt();
     let size = row.fold(0.0, |size: f64, value| size.max(value.abs()));
-    let scale = if deviation > 1e-4 * size { deviation } else { size };
+    let scale = if deviation > SPACINGS * T::UNIT_ROUNDOFF * size { deviation } else { size };
     if scale.is_normal() { scale } else { 1.0 }
 }
 
@@ -56,8 +67,8 @@ mod tests {
 
     #[test]
     fn a_row_is_measured_by_its_deviation_and_a_constant_row_by_its_size() {
-        assert_eq!(row_scale([49.0, 51.0].into_iter()), 1.0);
-        assert_eq!(row_scale([3.0, 3.0].into_iter()), 3.0);
-        assert_eq!(row_scale([0.0, 0.0].into_iter()), 1.0);
+        assert_eq!(row_scale::<f64>([49.0, 51.0].into_iter()), 1.0);
+        assert_eq!(row_scale::<f64>([3.0, 3.0].into_iter()), 3.0);
+        assert_eq!(row_scale::<f64>([0.0, 0.0].into_iter()), 1.0);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::report::{InputReport, Report, Worst};
+use super::power::Power;
+use super::report::{Check, InputReport, Report, Worst};
 use super::verdict::Verdict;
 
 impl fmt::Display for Report {
@@ -17,7 +18,14 @@ impl fmt::Display for Report {
         writeln!(formatter, "{} in {}, mode {}, {} forwards", self.operation, self.element, self.mode, self.forwards)?;
         let measure = if self.kappa_against_f64 { "against f64" } else { "from its own differences" };
         writeln!(formatter, "noise of the forward: {:.2} units of roundoff, measured {measure}", self.kappa)?;
-        self.inputs.iter().try_for_each(|input| write!(formatter, "{input}"))
+        self.inputs.iter().try_for_each(|input| write!(formatter, "{input}"))?;
+        for Check { name, holds, detail } in &self.checks {
+            writeln!(formatter, "{name}: {}: {detail}", if *holds { "holds" } else { "FAILS" })?;
+        }
+        if let Some(repeat) = &self.repeat {
+            writeln!(formatter, "to repeat: {repeat}")?;
+        }
+        Ok(())
     }
 }
 
@@ -35,7 +43,41 @@ impl fmt::Display for InputReport {
             }
         }
         writeln!(formatter)?;
-        self.worst.iter().try_for_each(|worst| write!(formatter, "{worst}"))
+        self.worst.iter().try_for_each(|worst| write!(formatter, "{worst}"))?;
+        self.patterns.iter().try_for_each(|pattern| writeln!(formatter, "  {pattern}"))?;
+        self.power.iter().try_for_each(|power| write!(formatter, "{power}"))?;
+        if !self.directions.is_empty() {
+            let (directions, total) = (self.directions.len(), self.components.analytic.len());
+            let looked_at = total - self.not_looked_at;
+            let share = 100.0 * looked_at as f64 / total.max(1) as f64;
+            let missed = 0.15_f64.powi(directions as i32);
+            writeln!(
+                formatter,
+                "  {looked_at} of {total} components ({share:.2} %) one by one, all along {directions} directions:"
+            )?;
+            writeln!(formatter, "    an error of ten floors is missed by all of these with a chance of {missed:.0e}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Power {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scale, element, mutants } = self;
+        let of = |caught: bool| {
+            let of = mutants.iter().filter(move |mutant| mutant.caught == caught);
+            of.map(|mutant| &mutant.name[..]).collect::<Vec<_>>().join(", ")
+        };
+        write!(
+            formatter,
+            "  would have caught: a scale error of {:.2e} %, any single component off by {element:.1e} of its",
+            100.0 * scale
+        )?;
+        writeln!(formatter, " row's rms, {}", of(true))?;
+        if mutants.iter().any(|mutant| !mutant.caught) {
+            writeln!(formatter, "  would not have caught: {}", of(false))?;
+        }
+        Ok(())
     }
 }
 

@@ -69,6 +69,10 @@ impl Tolerance {
 /// row's size: a gradient is a sum of a few terms, each of which may be some times greater than their sum.
 pub(super) const GRANTED_ROUNDINGS: f64 = 64.0;
 
+/// The same for each time that the values of a row are larger than they vary: in a lower precision their mean was rounded
+/// as they are, and differences from it are no better.
+pub(super) const GRANTED_ROUNDINGS_FAR: f64 = 16.0;
+
 /// One component: the two gradients and how far they may lie apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Component {

@@ -103,7 +103,7 @@ fn the_last_line_repeats_the_run() {
     let folder = Folder::new();
     for line in ["check", "check --affine --dtype f32 --inputs normal --seed 3 --shape 2,5 --eps 1e-2 --epsilon 0.25"] {
         let run = folder.run(line);
-        let repeat = run.stdout.lines().last().unwrap().strip_prefix("repeat: llm-operator ").unwrap();
+        let repeat = run.stdout.lines().last().unwrap().strip_prefix("to repeat: llm-operator ").unwrap();
         let again = folder.run(repeat);
         assert_eq!((again.code, &again.stdout), (run.code, &run.stdout));
     }

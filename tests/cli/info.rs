@@ -42,7 +42,7 @@ fn a_backend_that_is_not_there_is_refused_by_every_command() {
 fn the_help_tells_files_defaults_and_exit_codes() {
     let help = Folder::new().run("--help").passed();
     assert!(help.contains("little-endian f32 or f64, in C or Fortran order"), "{help}");
-    assert!(help.contains("1 a gradient is wrong, 2 bad usage or input, 3 the check was inconclusive"), "{help}");
+    assert!(help.contains("1 a gradient is wrong, 2 bad usage or input, 3 nothing could be certified"), "{help}");
     let help = Folder::new().run("backward --help").passed();
     assert!(help.contains("[default: as many as gamma or beta has, else 1]"), "{help}");
     assert!(help.contains("[default: 1e-5]"), "{help}");

@@ -7,4 +7,7 @@ mod check;
 mod files;
 mod folder;
 mod info;
+mod modes;
 mod output_files;
+mod planted_bugs;
+mod sweep;

@@ -5,6 +5,7 @@ use crate::npy::{FileElement, Input};
 use crate::progress::Progress;
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
+use llm_operator::grad_check::Operation;
 use llm_operator::numpy_random::{Generator, default_rng};
 use llm_operator::{Element, LayerNormOperation};
 use ndarray::{ArrayD, Dimension, IxDyn};
@@ -16,6 +17,7 @@ pub(crate) struct Case<T> {
     pub(crate) inputs: Vec<ArrayD<T>>,
     pub(crate) g: ArrayD<T>,
     normalized_shape: Vec<usize>,
+    epsilon: f64,
     has_gamma: bool,
     has_beta: bool,
 }
@@ -64,7 +66,15 @@ impl Generated<'_> {
             inputs.extend([(); 2].map(|()| self.inputs.draw(&mut rng, normalized_shape).mapv(T::from_f64)));
         }
         let normalized_shape = normalized_shape.to_vec();
-        Ok(Case { operation, inputs, g, normalized_shape, has_gamma: self.affine, has_beta: self.affine })
+        Ok(Case {
+            operation,
+            inputs,
+            g,
+            normalized_shape,
+            epsilon: self.epsilon,
+            has_gamma: self.affine,
+            has_beta: self.affine,
+        })
     }
 
     /// The normalized dimensions of a shape that can be checked.
@@ -110,7 +120,8 @@ impl<T: FileElement> Case<T> {
         if has_beta {
             operation = operation.beta();
         }
-        Ok(Self { operation, inputs, g, normalized_shape: layer.normalized_shape.clone(), has_gamma, has_beta })
+        let (normalized_shape, epsilon) = (layer.normalized_shape.clone(), layer.epsilon);
+        Ok(Self { operation, inputs, g, normalized_shape, epsilon, has_gamma, has_beta })
     }
 }
 
@@ -146,9 +157,24 @@ impl<T: Element> Case<T> {
             inputs: self.inputs.iter().map(|input| input.mapv(T::to_f64)).collect(),
             g: self.g.mapv(T::to_f64),
             normalized_shape: self.normalized_shape,
+            epsilon: self.epsilon,
             has_gamma: self.has_gamma,
             has_beta: self.has_beta,
         }
+    }
+}
+
+impl Case<f64> {
+    /// Whether a gradient of x, perhaps rounded to `f32`, is that of the same LayerNorm without gamma.
+    pub(crate) fn is_without_gamma(&self, dx: &ArrayD<f64>) -> bool {
+        let (x, dims) = (&self.inputs[0], self.normalized_shape.len());
+        let plain = LayerNormOperation::new(x.shape()).normalized_dims(dims).epsilon(self.epsilon);
+        let mut expected = [ArrayD::zeros(x.raw_dim())];
+        if plain.backward(&self.inputs[..1], &self.g, &mut expected).is_err() {
+            return false;
+        }
+        let size = expected[0].iter().fold(0.0, |size: f64, value| size.max(value.abs()));
+        expected[0].iter().zip(dx).all(|(expected, dx)| (expected - dx).abs() <= 1e-5 * size)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! One file a subcommand: it holds the arguments (as the help shows them), what is done with them, and what is
 //! printed. What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`case`] (what a
-//! check is run on), [`npy`] (input files), [`outputs`] (output files), [`progress`], [`report`] (stdout).
+//! check is run on), [`subject`] and [`settings`] (the arguments of a check), [`npy`] (input files), [`outputs`] (output files), [`progress`], [`report`] (stdout).
 //!
 //! A new subcommand is a file, a `mod` line, and a variant of [`Command`].
 
@@ -17,6 +17,9 @@ mod npy;
 mod outputs;
 mod progress;
 mod report;
+mod settings;
+mod subject;
+mod sweep;
 
 use clap::{Parser, Subcommand};
 use llm_operator::grad_check::CheckError;
@@ -38,14 +41,15 @@ struct CommandLine {
 
 /// The end of `--help`.
 const EXIT_CODES: &str = "\
-Exit codes: 0 done (check: every gradient is right), 1 a gradient is wrong, 2 bad usage or input, \
-3 the check was inconclusive.
+Exit codes: 0 done (check, sweep: every gradient is right), 1 a gradient is wrong, 2 bad usage or input, \
+3 nothing could be certified.
 
 Files are NumPy's .npy, of little-endian f32 or f64, in C or Fortran order; outputs are in C order.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Arguments),
+    Sweep(sweep::Arguments),
     Forward(forward::Arguments),
     Backward(backward::Arguments),
     Info(info::Arguments),
@@ -70,6 +74,11 @@ fn run(command_line: CommandLine) -> anyhow::Result<u8> {
     let json = command_line.json;
     match command_line.command {
         Some(Command::Check(arguments)) => return check(&arguments, json),
+        Some(Command::Sweep(arguments)) => {
+            let report = sweep::run(&arguments)?;
+            report::print(&report, json)?;
+            return Ok(report.exit_code());
+        }
         Some(Command::Forward(arguments)) => report::print(&forward::run(&arguments)?, json)?,
         Some(Command::Backward(arguments)) => report::print(&backward::run(&arguments)?, json)?,
         Some(Command::Info(arguments)) => report::print(&info::run(&arguments)?, json)?,
@@ -81,6 +90,8 @@ fn run(command_line: CommandLine) -> anyhow::Result<u8> {
 
 fn check(arguments: &check::Arguments, json: bool) -> anyhow::Result<u8> {
     let report = check::run(arguments)?;
-    report::print(&report, json)?;
+    if !arguments.quiet {
+        report::print(&report, json)?;
+    }
     Ok(report.verdict().exit_code())
 }

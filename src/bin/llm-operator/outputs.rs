@@ -26,7 +26,8 @@ struct Output {
     source: Source,
     /// Where the file goes: an absolute path without symbolic links.
     target: PathBuf,
-    written: Option<(NamedTempFile, Written)>,
+    /// The complete file under its temporary name, and what is said of it: nothing of a picture.
+    written: Option<(NamedTempFile, Option<Written>)>,
 }
 
 /// A file that was written.
@@ -68,14 +69,25 @@ impl Outputs {
         array: &Array<T, D>,
     ) -> anyhow::Result<()> {
         let Some(output) = self.files.iter_mut().find(|output| output.source.flag == flag) else { return Ok(()) };
-        let temporary = write_beside(&output.target, array).with_context(|| output.source.to_string())?;
+        let size = (array.len() * size_of::<T>()) as u64;
+        let temporary = write_beside(&output.target, size, |writer| Ok(array.write_npy(writer)?));
+        let temporary = temporary.with_context(|| output.source.to_string())?;
         let written = Written {
             name: flag.trim_start_matches('-'),
             path: output.source.path.display().to_string(),
             dtype: T::NAME,
             shape: array.shape().to_vec(),
         };
-        output.written = Some((temporary, written));
+        output.written = Some((temporary, Some(written)));
+        Ok(())
+    }
+
+    /// The same for a text.
+    pub(crate) fn write_text(&mut self, flag: &'static str, text: &str) -> anyhow::Result<()> {
+        let Some(output) = self.files.iter_mut().find(|output| output.source.flag == flag) else { return Ok(()) };
+        let temporary =
+            write_beside(&output.target, text.len() as u64, |writer| Ok(writer.write_all(text.as_bytes())?));
+        output.written = Some((temporary.with_context(|| output.source.to_string())?, None));
         Ok(())
     }
 
@@ -85,7 +97,7 @@ impl Outputs {
         for Output { source, target, written } in self.files {
             let Some((temporary, written)) = written else { continue };
             temporary.persist(&target).with_context(|| format!("{source}: cannot move the file to its place"))?;
-            moved.push(written);
+            moved.extend(written);
         }
         Ok(moved)
     }
@@ -122,8 +134,12 @@ fn new_target(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(directory.join(name))
 }
 
-/// A temporary file in the target's directory that holds the array.
-fn write_beside<T: FileElement, D: Dimension>(target: &Path, array: &Array<T, D>) -> anyhow::Result<NamedTempFile> {
+/// A temporary file in the target's directory that holds what `write` writes, some `size` bytes.
+fn write_beside(
+    target: &Path,
+    size: u64,
+    write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
+) -> anyhow::Result<NamedTempFile> {
     let directory = target.parent().context("expected a file in a directory")?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".llm-operator-").suffix(".tmp");
@@ -131,9 +147,9 @@ fn write_beside<T: FileElement, D: Dimension>(target: &Path, array: &Array<T, D>
         .tempfile_in(directory)
         .with_context(|| format!("cannot create a file in {}", directory.display()))?;
     let write = || -> anyhow::Result<()> {
-        let progress = Progress::bytes("Writing", (array.len() * size_of::<T>()) as u64);
+        let progress = Progress::bytes("Writing", size);
         let mut writer = BufWriter::new(progress.counting(temporary.as_file()));
-        array.write_npy(&mut writer)?;
+        write(&mut writer)?;
         writer.flush()?;
         keep_permissions(target, temporary.as_file())?;
         Ok(())

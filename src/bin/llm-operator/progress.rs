@@ -26,12 +26,12 @@ pub(crate) struct Progress {
 impl Progress {
     /// For the reading or writing of `total` bytes.
     pub(crate) fn bytes(task: &'static str, total: u64) -> Self {
-        Self::new(task, total, "{msg} {wide_bar} {bytes} of {total_bytes} {eta}")
+        Self::new(task, total, "{msg} {wide_bar} {bytes} of {total_bytes}, {eta} left")
     }
 
     /// For work that tells itself how far it is.
     fn forwards(task: &'static str) -> Self {
-        Self::new(task, 0, "{msg} {wide_bar} {pos} of {len} forwards {eta}")
+        Self::new(task, 0, "{msg} {wide_bar} {pos} of {len} forwards, {eta} left")
     }
 
     fn new(task: &'static str, total: u64, template: &str) -> Self {

@@ -170,3 +170,28 @@ fn arrays_that_do_not_fit_are_refused_by_name() {
     let error = GradCheck::new().eps(0.0).run(&operation, &inputs, &dy).unwrap_err();
     assert_eq!(error.to_string(), "eps: expected a finite number above zero, found 0");
 }
+
+#[test]
+#[should_panic(expected = "the gradients did not pass (seed 1000):\nmax_abs_diff: ")]
+fn the_assertion_of_a_test_fails_with_the_report() {
+    crate::assert_gradients!(Function::new("double", [3], |x: &ArrayD<f64>| x * 2.0, |_, dy| dy.clone()));
+}
+
+#[test]
+fn a_budget_of_seconds_is_kept_roughly() {
+    let slow = Function::new(
+        "slow",
+        [40],
+        |x: &ArrayD<f64>| {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            x * x
+        },
+        |x, dy| 2.0 * x * dy,
+    );
+    let mut rng = default_rng(1);
+    let check = GradCheck::new().budget(super::super::Budget::Seconds(0.2));
+    let report = check.run(&slow, &[rng.standard_normal(&[40])], &rng.standard_normal(&[40])).unwrap();
+    // 0.2 s buy about a hundred forwards of 2 ms: fewer than the 160 that every component would take.
+    assert!((40..=120).contains(&report.forwards), "{report}");
+    assert!(report.inputs[0].not_looked_at > 0 && report.inputs[0].directions.len() == 8);
+}

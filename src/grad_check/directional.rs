@@ -1,0 +1,153 @@
+//! Random directions: one number for a whole input, `<a, r> = dL(r)`, for a few forwards.
+//!
+//! The components of a direction are a random sign times a uniform number of [0.5, 1.5], in units of the row's scale.
+//! Signs matter: a direction of one sign lies along the one that LayerNorm removes. A single wrong component is always
+//! seen, if it is above the floor; several can cancel, and an error whose norm is `m` floors is missed by one direction
+//! with a chance of at most about `1.5 / m`.
+
+use ndarray::ArrayD;
+
+use super::components::{pilot_step, scales};
+use super::error::{CheckError, Probe};
+use super::exhaustive::change_of_loss;
+use super::noise::Noise;
+use super::problem::Problem;
+use super::report::Direction;
+use super::step::{Step, sharper};
+use super::verdict::{Component, Tolerance};
+use crate::Element;
+use crate::numpy_random::default_rng;
+
+/// What is needed to differentiate along a direction.
+pub(super) struct Directional<'a, T: Element> {
+    problem: &'a Problem<'a, T>,
+    k: usize,
+    analytic: &'a [f64],
+    /// The deviation of the rounding noise of the loss.
+    noise: f64,
+    scales: Vec<f64>,
+    inputs: Vec<ArrayD<T>>,
+    plus: ArrayD<T>,
+    minus: ArrayD<T>,
+}
+
+/// The change of the loss from one end of a direction to the other, and what the gradient under test says of it.
+struct Change {
+    numeric: f64,
+    analytic: f64,
+    /// The root of the sum of the squares of what the components add: what `analytic` amounts to if the signs are random.
+    size: f64,
+}
+
+impl<'a, T: Element> Directional<'a, T> {
+    pub(super) fn new(
+        problem: &'a Problem<'a, T>,
+        noise: &Noise,
+        k: usize,
+        analytic: &'a [f64],
+    ) -> Result<Self, CheckError> {
+        let (mut plus, minus) = (problem.poisoned_output(), problem.poisoned_output());
+        problem.forward(&problem.inputs, &mut plus, || None)?;
+        let width = problem.width();
+        let outputs = plus.iter().zip(problem.dy()).enumerate();
+        let variance: f64 =
+            outputs.map(|(o, (y, dy))| (y.to_f64() * dy.to_f64()).powi(2) * noise.unit_variance(o / width)).sum();
+        let scales = scales(problem.input(k), problem.declared[k].row_len());
+        let inputs = problem.inputs.to_vec();
+        Ok(Self { problem, k, analytic, noise: variance.sqrt(), scales, inputs, plus, minus })
+    }
+
+    /// Judges `count` directions.
+    pub(super) fn judge(
+        &mut self,
+        count: usize,
+        step: Step,
+        tolerance: Tolerance,
+    ) -> Result<Vec<Direction>, CheckError> {
+        self.problem.expect_forwards(4 * count as u64);
+        (0..count).map(|number| self.direction(number, step, tolerance)).collect()
+    }
+
+    fn direction(&mut self, number: usize, step: Step, tolerance: Tolerance) -> Result<Direction, CheckError> {
+        let mut step = match step {
+            Step::Fixed(eps) => eps,
+            Step::Balanced => pilot_step::<T>(),
+        };
+        let mut best = self.at(number, step, tolerance)?;
+        if best.floor > best.tolerance {
+            // One better step at most: a direction has but one number to get right.
+            let sigma = best.sigma / step;
+            step = sharper(step, sigma, best.truncation / step);
+            let again = self.at(number, step, tolerance)?;
+            if again.floor < best.floor {
+                best = again;
+            }
+        }
+        let Found { component, .. } = best;
+        Ok(Direction {
+            analytic: component.analytic,
+            numeric: component.numeric,
+            floor: component.floor,
+            tolerance: component.tolerance,
+            verdict: component.verdict(),
+        })
+    }
+
+    /// The slopes along a direction, per unit of it.
+    fn at(&mut self, number: usize, step: f64, tolerance: Tolerance) -> Result<Found, CheckError> {
+        let wide = self.change(number, 2.0 * step)?;
+        let narrow = self.change(number, step)?;
+        // Both residuals are linear in an error of the gradient: only the truncation is left of their difference.
+        let truncation = (0.5 * (wide.numeric - wide.analytic) - (narrow.numeric - narrow.analytic)).abs() / 3.0;
+        let sigma = std::f64::consts::SQRT_2 * self.noise;
+        let unit = 2.0 * step;
+        let scale = narrow.numeric.abs().max(narrow.analytic.abs()).max(narrow.size) / unit;
+        let component = Component {
+            analytic: narrow.analytic / unit,
+            numeric: narrow.numeric / unit,
+            floor: (6.0 * sigma + 2.0 * truncation) / unit,
+            tolerance: tolerance.at(scale),
+        };
+        let (floor, tolerance) = (component.floor, component.tolerance);
+        Ok(Found { component, floor, tolerance, sigma, truncation })
+    }
+
+    fn change(&mut self, number: usize, step: f64) -> Result<Change, CheckError> {
+        let (problem, k) = (self.problem, self.k);
+        let row_len = problem.declared[k].row_len();
+        let (mut analytic, mut square) = (0.0, 0.0);
+        let mut rng = default_rng((number as u64) << 8 | k as u64);
+        let moves: Vec<(T, T)> = problem
+            .input(k)
+            .iter()
+            .enumerate()
+            .map(|(element, x)| {
+                let scale = self.scales[element / row_len.max(1)];
+                let sign = if rng.next_uniform() < 0.5 { -1.0 } else { 1.0 };
+                let size = step * scale * sign * (0.5 + rng.next_uniform());
+                let (above, below) = (T::from_f64(x.to_f64() + size), T::from_f64(x.to_f64() - size));
+                // The points as they are stored.
+                let part = self.analytic[element] * (above.to_f64() - below.to_f64());
+                analytic += part;
+                square += part * part;
+                (above, below)
+            })
+            .collect();
+        let probe = |step| move || Some(Probe { input: problem.declared[k].name.clone(), index: Vec::new(), step });
+        self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (above, _))| *x = *above);
+        problem.forward(&self.inputs, &mut self.plus, probe(step))?;
+        self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (_, below))| *x = *below);
+        problem.forward(&self.inputs, &mut self.minus, probe(-step))?;
+        let (plus, minus) = (self.plus.as_slice().unwrap_or_default(), self.minus.as_slice().unwrap_or_default());
+        Ok(Change { numeric: change_of_loss(plus, minus, problem.dy()), analytic, size: square.sqrt() })
+    }
+}
+
+/// One slope, with the parts of its floor.
+struct Found {
+    component: Component,
+    floor: f64,
+    tolerance: f64,
+    sigma: f64,
+    truncation: f64,
+}

@@ -1,0 +1,219 @@
+//! What holds exactly or not at all, and needs no differences.
+//!
+//! That the inputs are left as they were needs no check: an operation is lent them unmutably.
+
+use ndarray::{ArrayD, Zip};
+use rayon::prelude::*;
+
+use super::error::CheckError;
+use super::independence::row_bits;
+use super::operation::{Identity, Locality};
+use super::problem::{Problem, index_of};
+use super::report::Check;
+use crate::Element;
+use crate::numpy_random::default_rng;
+
+/// What buffers hold before a call: a call that leaves an element as it is, or reads it, shows by the difference.
+const POISONS: [f64; 2] = [f64::NAN, -1.5e30];
+
+/// Checks the forward and, where it is the gradient under test, the backward.
+pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
+    let mut checks = Vec::new();
+    if problem.output_len() == 0 {
+        return Ok(checks);
+    }
+    let width = problem.width();
+    let forward = |poison: f64| {
+        let mut y = ArrayD::from_elem(problem.upstream.raw_dim(), T::from_f64(poison));
+        problem.forward(&problem.inputs, &mut y, || None)?;
+        Ok(vec![row_bits(y.as_slice().unwrap_or_default(), width)])
+    };
+    repeated(&mut checks, "forward", &forward)?;
+    if backward {
+        let gradients = |poison: f64| {
+            let gradients = problem.backward_into(&problem.inputs, &problem.upstream, poison)?;
+            let rows = gradients.iter().zip(&problem.declared);
+            Ok(rows
+                .map(|(gradient, input)| row_bits(gradient.as_slice().unwrap_or_default(), input.row_len()))
+                .collect())
+        };
+        repeated(&mut checks, "backward", &gradients)?;
+        checks.push(linear(problem)?);
+        if problem.operation.rows_are_alike() && problem.rows > 1 {
+            checks.push(equivariant(problem)?);
+        }
+    }
+    Ok(checks)
+}
+
+/// Whether blocks of rows have the bits of the whole forward, and nothing is written beside them.
+pub(super) fn blocks<T: Element>(problem: &Problem<'_, T>) -> Result<Check, CheckError> {
+    const NAME: &str = "blocks of rows have the bits of the whole";
+    /// Elements before and after a block, which must keep their value.
+    const FRAME: usize = 64;
+    let width = problem.width();
+    let mut y = problem.poisoned_output();
+    problem.forward(&problem.inputs, &mut y, || None)?;
+    let whole = row_bits(y.as_slice().unwrap_or_default(), width);
+    drop(y);
+    let outcomes: Vec<Result<Option<String>, CheckError>> = problem
+        .blocks()
+        .into_par_iter()
+        .map(|rows| {
+            let canary = T::from_f64(POISONS[1]);
+            let mut framed = vec![canary; rows.len() * width + 2 * FRAME];
+            let inside = FRAME..framed.len() - FRAME;
+            let inputs: Vec<_> = problem.rows_of_inputs(&rows).collect();
+            problem.forward_rows(rows.clone(), &inputs, &mut framed[inside.clone()], || None)?;
+            let outside = framed[..FRAME].iter().chain(&framed[inside.end..]);
+            if outside.clone().any(|value| *value != canary) {
+                return Ok(Some(format!("the block of rows {rows:?} writes beside its output")));
+            }
+            let found = row_bits(&framed[inside], width);
+            let differing = found.iter().zip(&whole[rows.clone()]).position(|(a, b)| a != b);
+            Ok(differing.map(|row| format!("row {} of a block has other bits than in the whole", rows.start + row)))
+        })
+        .collect();
+    for outcome in outcomes {
+        if let Some(detail) = outcome? {
+            return Ok(Check::failed(NAME, detail));
+        }
+    }
+    Ok(Check::passed(NAME, format!("all {} rows, in blocks of {}", problem.rows, problem.block_rows())))
+}
+
+/// The same call twice, into differently poisoned buffers, and once more on one thread, must give the same bits.
+fn repeated(
+    checks: &mut Vec<Check>,
+    what: &str,
+    call: &(dyn Fn(f64) -> Result<Vec<Vec<u64>>, CheckError> + Sync),
+) -> Result<(), CheckError> {
+    let first = call(POISONS[0])?;
+    let second = call(POISONS[1])?;
+    let name = format!("{what} writes all of its result and repeats it");
+    checks.push(compared(&name, &first, &second, "the same bits twice, whatever the buffers held before"));
+    // Where no pool can be made there are no threads to compare.
+    if let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+        let alone = pool.install(|| call(POISONS[0]))?;
+        checks.push(compared(
+            &format!("{what} on one thread"),
+            &first,
+            &alone,
+            "the same bits on one and on all threads",
+        ));
+    }
+    Ok(())
+}
+
+fn compared(name: &str, a: &[Vec<u64>], b: &[Vec<u64>], detail: &str) -> Check {
+    for (array, (a, b)) in a.iter().zip(b).enumerate() {
+        if let Some(row) = a.iter().zip(b).position(|(a, b)| a != b) {
+            let rows = a.iter().zip(b).filter(|(a, b)| a != b).count();
+            return Check::failed(name, format!("{rows} rows of result {array} differ, the first is row {row}"));
+        }
+    }
+    Check::passed(name, detail.to_owned())
+}
+
+/// `bwd(s G1 + t G2) = s bwd(G1) + t bwd(G2)`, within the rounding of sums as long as the output's rows and columns.
+fn linear<T: Element>(problem: &Problem<'_, T>) -> Result<Check, CheckError> {
+    const NAME: &str = "backward is linear in the upstream gradient";
+    // Powers of two, so that forming the combination costs one rounding.
+    let (s, t) = (2.0, -0.5);
+    let size = problem.dy().iter().fold(0.0, |size: f64, dy| size.max(dy.to_f64().abs()));
+    let mut rng = default_rng(17);
+    let mut other = problem.upstream.map(|_| T::from_f64(size * (2.0 * rng.next_uniform() - 1.0)));
+    let second = problem.backward(&problem.inputs, &other)?;
+    Zip::from(&mut other).and(&*problem.upstream).for_each(|other, dy| {
+        *other = T::from_f64(s * dy.to_f64() + t * other.to_f64());
+    });
+    let both = problem.backward(&problem.inputs, &other)?;
+    drop(other);
+    let first = problem.backward(&problem.inputs, &problem.upstream)?;
+    let terms = (problem.rows + problem.width()) as f64;
+    let granted = 8.0 * (16.0 + terms.sqrt()) * T::UNIT_ROUNDOFF;
+    for (k, input) in problem.declared.iter().enumerate() {
+        let row_len = input.row_len();
+        let [first, second, both] = [&first, &second, &both].map(|list| list[k].as_slice().unwrap_or_default());
+        let rows = first.chunks(row_len).zip(second.chunks(row_len)).zip(both.chunks(row_len));
+        for (row, ((first, second), both)) in rows.enumerate() {
+            let parts = first.iter().zip(second).map(|(a, b)| (s * a.to_f64(), t * b.to_f64()));
+            let size = parts.clone().fold(0.0, |size: f64, (a, b)| size.max(a.abs() + b.abs()));
+            for (column, ((a, b), both)) in parts.zip(both).enumerate() {
+                let error = (a + b - both.to_f64()).abs();
+                // A gradient that is not finite is judged as a component; here it says nothing.
+                if error > granted * size && error.is_finite() {
+                    let index = index_of(&input.shape, row * row_len + column);
+                    let name = &input.name;
+                    let detail = format!(
+                        "gradient of {name}{index:?} is off by {error:.3e}, rounding explains {:.3e}",
+                        granted * size
+                    );
+                    return Ok(Check::failed(NAME, detail));
+                }
+            }
+        }
+    }
+    Ok(Check::passed(NAME, format!("within {granted:.1e} of each row's size")))
+}
+
+/// Turning the order of the rows of inputs and upstream gradient around turns that of the results around, bit for bit.
+fn equivariant<T: Element>(problem: &Problem<'_, T>) -> Result<Check, CheckError> {
+    const NAME: &str = "rows may be permuted";
+    let turned = |array: &ArrayD<T>| -> ArrayD<T> {
+        let flat = array.as_slice().unwrap_or_default();
+        let rows = flat.chunks((flat.len() / problem.rows).max(1)).rev();
+        ArrayD::from_shape_vec(array.raw_dim(), rows.flatten().copied().collect()).unwrap_or_default()
+    };
+    let in_rows = |k: usize| matches!(problem.declared[k].locality, Locality::Rows(_));
+    let inputs: Vec<_> = (0..problem.inputs.len())
+        .map(|k| if in_rows(k) { turned(&problem.inputs[k]) } else { problem.inputs[k].clone() })
+        .collect();
+    let dy = turned(&problem.upstream);
+    let mut y = problem.poisoned_output();
+    let mut differing = None;
+    let mut compare = |plain: &ArrayD<T>, turned: &ArrayD<T>, what: &str| {
+        let row_len = (plain.len() / problem.rows).max(1);
+        let plain = row_bits(plain.as_slice().unwrap_or_default(), row_len);
+        let turned = row_bits(turned.as_slice().unwrap_or_default(), row_len);
+        if let Some(row) = plain.iter().zip(turned.iter().rev()).position(|(a, b)| a != b) {
+            differing.get_or_insert(format!("row {row} of {what} has other bits when the rows come in reverse order"));
+        }
+    };
+    problem.forward(&problem.inputs, &mut y, || None)?;
+    let plain = y.clone();
+    problem.forward(&inputs, &mut y, || None)?;
+    compare(&plain, &y, "the output");
+    let gradients = problem.backward(&problem.inputs, &problem.upstream)?;
+    let of_turned = problem.backward(&inputs, &dy)?;
+    for k in (0..problem.inputs.len()).filter(|&k| in_rows(k)) {
+        compare(&gradients[k], &of_turned[k], &format!("the gradient of {}", problem.declared[k].name));
+    }
+    let detail = "in reverse order the rows give the same bits in reverse order".to_owned();
+    Ok(differing.map_or_else(|| Check::passed(NAME, detail), |detail| Check::failed(NAME, detail)))
+}
+
+/// The operation's own identities: each must hold within the bound that it states.
+pub(super) fn identities<T: Element>(problem: &Problem<'_, T>, gradients: &[ArrayD<T>]) -> Vec<Check> {
+    let mut checks: Vec<Check> = Vec::new();
+    for Identity { name, place, left, right, bound } in
+        problem.operation.identities(&problem.inputs, &problem.upstream, gradients)
+    {
+        let error = (left - right).abs();
+        let position = checks.iter().position(|check| check.name == name).unwrap_or_else(|| {
+            checks.push(Check::passed(&name, String::new()));
+            checks.len() - 1
+        });
+        let check = &mut checks[position];
+        let within = error <= bound;
+        if check.holds && !within {
+            check.holds = false;
+            check.detail =
+                format!("{place}: {left:e} and {right:e} differ by {error:.3e}, rounding explains {bound:.3e}");
+        }
+    }
+    for check in checks.iter_mut().filter(|check| check.holds) {
+        "everywhere, within rounding".clone_into(&mut check.detail);
+    }
+    checks
+}

@@ -1,0 +1,259 @@
+//! One check, from the noise to the verdicts: which measurement each input gets, and what it may cost.
+
+use std::time::Instant;
+
+use super::components;
+use super::directional::Directional;
+use super::error::CheckError;
+use super::exact;
+use super::follows;
+use super::independence;
+use super::judge::{Judge, judge_input};
+use super::local::Local;
+use super::measured::Measured;
+use super::noise::{self, Noise};
+use super::operation::{Input, Locality};
+use super::problem::Problem;
+use super::report::{Check, Direction, InputReport};
+use super::run::{Budget, Given, Mode};
+use super::step::{Step, row_scale};
+use super::verdict::Tolerance;
+use crate::Element;
+
+/// Directions that are tried where not every component is.
+const DIRECTIONS: usize = 8;
+
+/// Output elements that may be computed for one input without a budget where nothing is known of its rows; some seconds.
+const DEFAULT_WORK: u64 = 1 << 32;
+
+/// What a check is asked to do, and what it has found so far.
+pub(super) struct Session<'a, T: Element> {
+    pub(super) problem: &'a Problem<'a, T>,
+    pub(super) mode: Mode,
+    pub(super) step: Step,
+    pub(super) tolerance: Tolerance,
+    pub(super) budget: Option<Budget>,
+    /// Whether the gradient under test is the operation's own, so that it can be had at other points too.
+    pub(super) own_backward: bool,
+}
+
+/// What a session found.
+pub(super) struct Findings {
+    pub(super) noise: Noise,
+    pub(super) inputs: Vec<InputReport>,
+    pub(super) checks: Vec<Check>,
+}
+
+/// How one input is measured.
+enum Plan {
+    /// Every component.
+    All,
+    /// This many components, or columns of components, and some directions.
+    Sample(usize),
+    /// Directions alone.
+    Directions,
+    /// Every component along a line.
+    Lines,
+}
+
+impl<T: Element> Session<'_, T> {
+    /// Judges the gradients that are given, or else the operation's own.
+    pub(super) fn run(&self, given: Option<Vec<Option<Given>>>) -> Result<Findings, CheckError> {
+        let problem = self.problem;
+        let allowance = self.allowance()?;
+        let splits = matches!(self.mode, Mode::Local | Mode::Auto | Mode::Line);
+        let mut checks = exact::verify(problem, self.own_backward)?;
+        if splits {
+            let independence = independence::verify(problem, self.own_backward)?;
+            let may_split = independence::may_split(&independence);
+            checks.extend(independence);
+            // What is split by row would be split wrongly.
+            if !may_split {
+                return Ok(Findings { noise: Noise::unknown(), inputs: Vec::new(), checks });
+            }
+        }
+        if self.own_backward {
+            checks.extend(follows::verify(problem)?);
+        }
+        let mut by_blocks = splits && problem.runs_blocks()?;
+        if by_blocks {
+            let blocks = exact::blocks(problem)?;
+            // What is found on blocks of another function would say nothing about this one.
+            by_blocks = blocks.holds;
+            checks.push(blocks);
+        }
+        let noise = noise::measure(problem, by_blocks, allowance)?;
+        let mut inputs = Vec::new();
+        // Only now: what was verified before needs the memory.
+        let analytic = match given {
+            Some(given) => given,
+            None => {
+                let gradients = problem.backward(&problem.inputs, &problem.upstream)?;
+                checks.extend(exact::identities(problem, &gradients));
+                gradients.into_iter().map(|gradient| Some(Given::new(&gradient))).collect()
+            }
+        };
+        let far = if self.own_backward { 0.0 } else { self.farthest_row() };
+        let mut left = analytic.iter().flatten().count() as u64;
+        for (k, given) in analytic.into_iter().enumerate() {
+            let Some(given) = given else { continue };
+            let share = allowance.map(|forwards| forwards.saturating_sub(problem.forwards()) / left);
+            left -= 1;
+            // Differences of the same type already ask for a tolerance above the gradient's own rounding.
+            let lower = if given.unit_roundoff > T::UNIT_ROUNDOFF { given.unit_roundoff } else { 0.0 };
+            let judge = Judge::new(self.tolerance, problem.declared[k].row_len(), lower, far);
+            let local = Local { problem, noise: &noise, step: self.step, judge, by_blocks, rows_verified: splits };
+            let analytic = given.into_values();
+            let (measured, directions) = self.measure(&local, k, &analytic, share)?;
+            inputs.push(judge_input(problem, k, &judge, analytic, measured, directions));
+        }
+        Ok(Findings { noise, inputs, checks })
+    }
+
+    /// How many times as large as they vary the values of a row are, at most.
+    fn farthest_row(&self) -> f64 {
+        let in_rows = |declared: &Input| matches!(declared.locality, Locality::Rows(_)) && declared.row_len() > 1;
+        let mut farthest: f64 = 0.0;
+        for (k, declared) in self.problem.declared.iter().enumerate().filter(|(_, declared)| in_rows(declared)) {
+            for row in self.problem.input(k).chunks(declared.row_len()) {
+                let size = row.iter().fold(0.0, |size: f64, x| size.max(x.to_f64().abs()));
+                farthest = farthest.max(size / row_scale::<T>(row.iter().map(|x| x.to_f64())));
+            }
+        }
+        farthest
+    }
+
+    /// The forwards that the budget buys.
+    fn allowance(&self) -> Result<Option<u64>, CheckError> {
+        Ok(match self.budget {
+            None => None,
+            Some(Budget::Forwards(forwards)) => Some(forwards),
+            Some(Budget::Seconds(seconds)) => {
+                let mut y = self.problem.poisoned_output();
+                // The first call may start threads.
+                self.problem.forward(&self.problem.inputs, &mut y, || None)?;
+                let start = Instant::now();
+                self.problem.forward(&self.problem.inputs, &mut y, || None)?;
+                Some((seconds / start.elapsed().as_secs_f64().max(1e-9)) as u64)
+            }
+        })
+    }
+
+    fn plan(&self, k: usize, share: Option<u64>) -> Plan {
+        let declared = &self.problem.declared[k];
+        match self.mode {
+            Mode::Exhaustive | Mode::Local => return Plan::All,
+            Mode::Directional => return Plan::Directions,
+            Mode::Line => return Plan::Lines,
+            Mode::Auto => {}
+        }
+        let (probes, pilots) = match declared.locality {
+            Locality::Rows(_) => (declared.row_len(), 32),
+            Locality::Columns => (1, 8),
+            Locality::Shared => (declared.len(), 40),
+        };
+        let allowed = match (share, declared.locality) {
+            (Some(share), _) => share,
+            (None, Locality::Shared) => DEFAULT_WORK / self.problem.output_len().max(1) as u64,
+            (None, _) => u64::MAX,
+        };
+        if 4 * probes as u64 + pilots <= allowed {
+            return Plan::All;
+        }
+        let spent = 4 * DIRECTIONS as u64 + pilots;
+        Plan::Sample((allowed.saturating_sub(spent) / 4) as usize)
+    }
+
+    fn measure(
+        &self,
+        local: &Local<'_, T>,
+        k: usize,
+        analytic: &[f64],
+        share: Option<u64>,
+    ) -> Result<(Measured, Vec<Direction>), CheckError> {
+        let problem = self.problem;
+        let fixed = if let Step::Fixed(eps) = self.step { Some(eps) } else { None };
+        let plan = self.plan(k, share);
+        let mut directions = Vec::new();
+        if !matches!(plan, Plan::All | Plan::Lines) && !analytic.is_empty() {
+            directions = Directional::new(problem, local.noise, k, analytic)?.judge(
+                DIRECTIONS,
+                self.step,
+                local.judge.tolerance(),
+            )?;
+        }
+        let mut measured = match plan {
+            Plan::Directions => Measured::not_looked_at(analytic.len(), fixed),
+            Plan::Lines => {
+                let mut measured = Measured::unknown(analytic.len(), None);
+                local.measure_lines(k, analytic, &mut measured, usize::MAX, true)?;
+                measured
+            }
+            Plan::All => self.measure_components(local, k, analytic, usize::MAX)?,
+            Plan::Sample(count) => self.measure_components(local, k, analytic, count)?,
+        };
+        if matches!(self.mode, Mode::Auto) && self.own_backward && self.step == Step::Balanced {
+            // A line costs about as much as twelve forwards.
+            let work = DEFAULT_WORK / problem.output_len().max(1) as u64 / 12;
+            let limit = share.map_or(work, |share| share / 24).max(1) as usize;
+            local.measure_lines(k, analytic, &mut measured, limit, false)?;
+        }
+        if let Some(eps) = fixed {
+            let row_len = local.judge.row_len();
+            measured.distrust_far_steps(&local.judge, &components::scales(problem.input(k), row_len), eps);
+        }
+        Ok((measured, directions))
+    }
+
+    /// Every component, or `count` columns or components of them, spread evenly.
+    fn measure_components(
+        &self,
+        local: &Local<'_, T>,
+        k: usize,
+        analytic: &[f64],
+        count: usize,
+    ) -> Result<Measured, CheckError> {
+        match self.problem.declared[k].locality {
+            Locality::Rows(_) if local.rows_verified => {
+                local.measure_rows(k, &spread(self.problem.declared[k].row_len(), count))
+            }
+            Locality::Columns if local.rows_verified && count > 0 => local.measure_columns(k, analytic),
+            _ => {
+                let elements = spread(analytic.len(), count);
+                components::measure(self.problem, local.noise, k, self.step, &local.judge, analytic, &elements)
+            }
+        }
+    }
+}
+
+/// `count` numbers below `len` in ascending order: one of each of as many equal strata, at changing places in it, and always
+/// the first and the last, where loops begin and end.
+pub(super) fn spread(len: usize, count: usize) -> Vec<usize> {
+    if count >= len {
+        return (0..len).collect();
+    }
+    let mut chosen: Vec<usize> = (0..count)
+        .map(|stratum| {
+            let (start, end) = (stratum * len / count, (stratum + 1) * len / count);
+            start + (stratum * 5) % (end - start)
+        })
+        .collect();
+    if let [first, .., last] = &mut chosen[..] {
+        (*first, *last) = (0, len - 1);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_spread_over_all_strata_and_holds_both_ends() {
+        let chosen = spread(768, 24);
+        assert_eq!((chosen[0], chosen[23], chosen.len()), (0, 767, 24));
+        assert!(chosen.windows(2).all(|pair| pair[0] < pair[1] && pair[1] - pair[0] < 64));
+        assert_eq!(spread(5, 9), [0, 1, 2, 3, 4]);
+        assert_eq!(spread(5, 0), [0; 0]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Shapes and values at the edges.
+
+use std::ops::Range;
+
+use ndarray::ArrayD;
+
+use super::super::{Function, GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
+use super::layer_norm::LayerNorm;
+use crate::numpy_random::default_rng;
+
+const MODES: [Mode; 5] = [Mode::Auto, Mode::Exhaustive, Mode::Local, Mode::Directional, Mode::Line];
+
+fn run(operation: &LayerNorm, mode: Mode) -> Report {
+    let (inputs, dy) = operation.data::<f64>(&mut default_rng(1), |_, x| x);
+    GradCheck::new().mode(mode).run(operation, &inputs, &dy).unwrap()
+}
+
+#[test]
+fn an_input_without_rows_is_inconclusive_and_no_panic() {
+    for mode in MODES {
+        let report = run(&LayerNorm::new(&[0, 4]), mode);
+        assert_eq!(report.verdict, Verdict::Inconclusive, "{mode}");
+        assert!(report.reasons.iter().any(|reason| reason.contains("no elements")), "{mode}: {report}");
+        // A parameter of no rows has the gradient zero, which nothing can show.
+        assert_eq!(run(&LayerNorm::affine(&[0, 4]), mode).verdict, Verdict::Inconclusive, "{mode}");
+    }
+}
+
+#[test]
+fn a_row_of_one_element_has_no_gradient_and_is_inconclusive() {
+    for mode in MODES {
+        let report = run(&LayerNorm::new(&[5, 1]), mode);
+        assert_eq!(report.verdict, Verdict::Inconclusive, "{mode}: {report}");
+        assert!(report.reasons.iter().any(|reason| reason.contains("does not see it")), "{mode}: {report}");
+    }
+}
+
+#[test]
+fn one_row_that_the_loss_does_not_see_is_named() {
+    let operation = LayerNorm::new(&[6, 9]);
+    let (inputs, mut dy) = operation.data::<f64>(&mut default_rng(1), |_, x| x);
+    dy.as_slice_mut().unwrap()[36..45].fill(0.7);
+    for mode in [Mode::Local, Mode::Exhaustive] {
+        let report = GradCheck::new().mode(mode).run(&operation, &inputs, &dy).unwrap();
+        assert_eq!(report.verdict, Verdict::Inconclusive, "{mode}: {report}");
+        assert_eq!(report.inputs[0].blind_rows, [4], "{mode}");
+        assert_eq!(report.inputs[0].counts.inconclusive, 9);
+        assert!(report.reasons.iter().any(|reason| reason.contains("the first is row 4")));
+    }
+}
+
+#[test]
+fn single_elements_as_rows_find_their_step() {
+    // The scale of exp is 1, however small the element is.
+    let exp = Function::new("exp", [8, 1], |x: &ArrayD<f64>| x.mapv(f64::exp), |x, dy| dy * &x.mapv(f64::exp));
+    let exp = exp.independent_rows();
+    let x = ArrayD::from_shape_vec(vec![8, 1], vec![1e-9, -1e-6, 0.0, 0.5, -2.0, 3.0, 1e-3, -1e-12]).unwrap();
+    let dy = default_rng(4).standard_normal(&[8, 1]);
+    for mode in [Mode::Auto, Mode::Local, Mode::Exhaustive] {
+        let report = GradCheck::new().mode(mode).run(&exp, std::slice::from_ref(&x), &dy).unwrap();
+        assert_eq!(report.verdict, Verdict::Passed, "{mode}: {report}");
+    }
+}
+
+#[test]
+fn a_nan_in_the_input_is_invalid_in_its_row_alone() {
+    let operation = LayerNorm::new(&[4, 8]);
+    let (mut inputs, dy) = operation.data::<f64>(&mut default_rng(1), |_, x| x);
+    inputs[0][[2, 3]] = f64::NAN;
+    for mode in [Mode::Local, Mode::Auto] {
+        let report = GradCheck::new().mode(mode).run(&operation, &inputs, &dy).unwrap();
+        assert_eq!(report.verdict, Verdict::Invalid, "{mode}: {report}");
+        assert_eq!((report.inputs[0].counts.invalid, report.inputs[0].counts.passed), (8, 24), "{mode}: {report}");
+    }
+}
+
+#[test]
+fn arrays_in_another_order_give_the_same_report() {
+    let operation = LayerNorm::new(&[4, 8]);
+    let (inputs, dy) = operation.data::<f64>(&mut default_rng(1), |_, x| x);
+    let fortran = |array: &ArrayD<f64>| {
+        let transposed = array.t().as_standard_layout().into_owned();
+        transposed.reversed_axes()
+    };
+    let plain = GradCheck::new().run(&operation, &inputs, &dy).unwrap();
+    let turned = fortran(&inputs[0]);
+    assert!(!turned.is_standard_layout());
+    assert_eq!(GradCheck::new().run(&operation, &[turned], &fortran(&dy)).unwrap(), plain);
+}
+
+/// A LayerNorm with a reference in `f64`, and with blocks that are not quite the whole.
+struct Twin {
+    layer_norm: LayerNorm,
+    blocks_differ: bool,
+}
+
+impl Operation<f32> for Twin {
+    fn name(&self) -> String {
+        "twin".to_owned()
+    }
+    fn inputs(&self) -> Vec<Input> {
+        Operation::<f32>::inputs(&self.layer_norm)
+    }
+    fn output_shape(&self) -> Vec<usize> {
+        self.layer_norm.shape.clone()
+    }
+    fn forward(&self, inputs: &[ArrayD<f32>], output: &mut ArrayD<f32>) -> Outcome {
+        self.layer_norm.forward(inputs, output)
+    }
+    fn backward(&self, inputs: &[ArrayD<f32>], dy: &ArrayD<f32>, gradients: &mut [ArrayD<f32>]) -> Outcome {
+        self.layer_norm.backward(inputs, dy, gradients)
+    }
+    fn forward_rows(&self, rows: Range<usize>, inputs: &[&[f32]], output: &mut [f32]) -> Option<Outcome> {
+        let outcome = self.layer_norm.forward_rows(rows, inputs, output);
+        output[0] += if self.blocks_differ { 1e-3 } else { 0.0 };
+        outcome
+    }
+    fn in_f64(&self) -> Option<&dyn Operation<f64>> {
+        Some(&self.layer_norm)
+    }
+}
+
+fn run_twin(blocks_differ: bool) -> Report {
+    let layer_norm = LayerNorm::new(&[32, 40]);
+    let (inputs, dy) = layer_norm.data::<f32>(&mut default_rng(3), |_, x| x);
+    GradCheck::new().run(&Twin { layer_norm, blocks_differ }, &inputs, &dy).unwrap()
+}
+
+#[test]
+fn the_noise_measured_against_f64_agrees_with_that_of_fourth_differences() {
+    let against = run_twin(false);
+    assert!(against.kappa_against_f64 && against.verdict == Verdict::Passed, "{against}");
+    let layer_norm = LayerNorm::new(&[32, 40]);
+    let (inputs, dy) = layer_norm.data::<f32>(&mut default_rng(3), |_, x| x);
+    let alone = GradCheck::new().run(&layer_norm, &inputs, &dy).unwrap();
+    assert!(!alone.kappa_against_f64);
+    let ratio = alone.kappa / against.kappa;
+    assert!((0.5..2.0).contains(&ratio), "{} and {}", alone.kappa, against.kappa);
+}
+
+#[test]
+fn blocks_of_another_function_are_found_and_not_relied_on() {
+    let report = run_twin(true);
+    let check = report.checks.iter().find(|check| !check.holds).unwrap();
+    assert_eq!(check.name, "blocks of rows have the bits of the whole");
+    assert!(check.detail.starts_with("row 0 of a block"), "{report}");
+    assert_eq!(report.verdict, Verdict::Wrong);
+    // The gradient itself is right, and the whole forwards show it.
+    assert_eq!(report.inputs[0].verdict, Verdict::Passed);
+}

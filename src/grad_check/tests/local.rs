@@ -1,0 +1,88 @@
+//! The mode for independent rows: it agrees with the exhaustive mode, and verifies what it relies on.
+
+use ndarray::ArrayD;
+
+use super::super::{GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
+use super::layer_norm::LayerNorm;
+use crate::Element;
+use crate::numpy_random::default_rng;
+
+/// The same operation, of which nothing but whole forwards is known.
+pub(super) struct Whole(pub(super) LayerNorm);
+
+impl<T: Element> Operation<T> for Whole {
+    fn name(&self) -> String {
+        "whole".to_owned()
+    }
+    fn inputs(&self) -> Vec<Input> {
+        Operation::<T>::inputs(&self.0)
+    }
+    fn output_shape(&self) -> Vec<usize> {
+        self.0.shape.clone()
+    }
+    fn forward(&self, inputs: &[ArrayD<T>], output: &mut ArrayD<T>) -> Outcome {
+        self.0.forward(inputs, output)
+    }
+    fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &mut [ArrayD<T>]) -> Outcome {
+        self.0.backward(inputs, dy, gradients)
+    }
+}
+
+fn run<T: Element>(operation: &dyn Operation<T>, layer_norm: &LayerNorm, mode: Mode) -> Report {
+    let (inputs, dy) = layer_norm.data::<T>(&mut default_rng(8), |row, x| x * 10_f64.powi(row as i32 % 5 - 2));
+    GradCheck::new().mode(mode).run(operation, &inputs, &dy).unwrap()
+}
+
+/// The numeric gradients of two reports differ by no more than their floors allow.
+fn assert_agree(a: &Report, b: &Report) {
+    assert_eq!(a.verdict, b.verdict, "{a}\n{b}");
+    for (a, b) in a.inputs.iter().zip(&b.inputs) {
+        let (a, b) = (&a.components, &b.components);
+        for (((a, b), floor), other) in a.numeric.iter().zip(&b.numeric).zip(&a.floor).zip(&b.floor) {
+            assert!((a - b).abs() <= floor + other, "{a} and {b}, floors {floor} and {other}");
+        }
+    }
+}
+
+#[test]
+fn local_differences_agree_with_exhaustive_ones() {
+    for layer_norm in [LayerNorm::affine(&[2, 5, 12]), LayerNorm::affine(&[37, 6]), LayerNorm::affine(&[1, 40])] {
+        let exhaustive = run::<f64>(&layer_norm, &layer_norm, Mode::Exhaustive);
+        assert_eq!(exhaustive.verdict, Verdict::Passed);
+        assert_agree(&exhaustive, &run::<f64>(&layer_norm, &layer_norm, Mode::Local));
+        assert_agree(&exhaustive, &run::<f64>(&Whole(layer_norm.clone()), &layer_norm, Mode::Local));
+    }
+}
+
+#[test]
+fn local_costs_a_forward_for_each_column_not_for_each_element() {
+    let layer_norm = LayerNorm::new(&[100, 16]);
+    let local = run::<f64>(&layer_norm, &layer_norm, Mode::Local);
+    assert_eq!(local.inputs[0].counts.passed, 1600);
+    // 2 C + 4 for the differences, as many for their truncation, 2 ceil(log2 R) for the independence; and pilots and noise.
+    assert!(local.forwards <= 2 * (2 * 16 + 4) + 2 * 7 + 4 * 4 + 10, "{} forwards", local.forwards);
+}
+
+#[test]
+fn a_row_that_depends_on_another_is_found_by_name() {
+    for (rows, row) in [(2, 1), (9, 8), (64, 37)] {
+        let layer_norm = LayerNorm { leaking_row: Some(row), ..LayerNorm::new(&[rows, 8]) };
+        let report = run::<f64>(&layer_norm, &layer_norm, Mode::Local);
+        assert_eq!(report.verdict, Verdict::Wrong);
+        let check = report.checks.iter().find(|check| check.name == "independence of rows").unwrap();
+        assert!(!check.holds);
+        let expected = format!("row {row} of the output depends on row {}", row - 1);
+        assert!(check.detail.starts_with(&expected), "{}", check.detail);
+        assert!(report.reasons.iter().any(|reason| reason.contains(&expected)));
+    }
+}
+
+#[test]
+fn rows_of_very_different_scales_all_pass() {
+    let layer_norm = LayerNorm::new(&[50, 17]);
+    for mode in [Mode::Local, Mode::Exhaustive] {
+        assert_eq!(run::<f64>(&layer_norm, &layer_norm, mode).verdict, Verdict::Passed);
+        let report = run::<f32>(&layer_norm, &layer_norm, mode);
+        assert_eq!(report.verdict, Verdict::Passed, "{report}");
+    }
+}
