@@ -10,4 +10,5 @@ mod info;
 mod modes;
 mod output_files;
 mod planted_bugs;
+mod readme;
 mod sweep;
