@@ -3,7 +3,7 @@
 
 mod support;
 
-use llm_operator::{Backend, Element};
+use llm_operator::{Backend, Element, Streaming};
 use support::{Case, backends, boundary_widths, is_fused};
 
 fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usize]) {
@@ -59,4 +59,28 @@ fn hard_rows_have_the_bits_of_the_model() {
             }
         }
     }
+}
+
+/// Rows of whole cache lines and not, streamed a batch at a time (below 1 KiB) and alone, of one segment and of several.
+fn streaming_changes_no_bit<T: Element>() {
+    for width in [16, 17, 64, 100, 128, 255, 256, 300, 768, 5000] {
+        let mut case = Case::<T>::random(19, width, true, true, 6);
+        // A row outside the ordinary range is written again after it was streamed.
+        case.x[3 * width..4 * width].fill(T::from_f64(0.0));
+        case.x[3 * width + 1] = T::from_f64(1e-30);
+        for backend in backends() {
+            for offset in [0, 1, 4, 13] {
+                let layer = case.layer(backend);
+                let expected = case.run_layer(&layer.clone().streaming(Streaming::Never), offset);
+                let found = case.run_layer(&layer.streaming(Streaming::Always), offset);
+                found.assert_same_bits(&expected, &format!("{} {backend:?}, width {width}, offset {offset}", T::NAME));
+            }
+        }
+    }
+}
+
+#[test]
+fn streaming_stores_change_no_bit() {
+    streaming_changes_no_bit::<f32>();
+    streaming_changes_no_bit::<f64>();
 }

@@ -162,7 +162,11 @@ impl<T: Element> Case<T> {
 
     /// Runs both passes, with every array at `offset` elements from its allocation, poisoned and framed.
     pub fn run(&self, backend: Backend, offset: usize) -> Outcome<T> {
-        let layer = self.layer(backend);
+        self.run_layer(&self.layer(backend), offset)
+    }
+
+    /// The same with a layer of its own settings.
+    pub fn run_layer(&self, layer: &LayerNorm<'_, T>, offset: usize) -> Outcome<T> {
         let rows = self.x.len() / self.width;
         let (x, dy) = (Framed::from_slice(&self.x, offset), Framed::from_slice(&self.dy, offset));
         let mut y = Framed::new(self.x.len(), offset);

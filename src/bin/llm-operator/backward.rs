@@ -2,12 +2,10 @@
 
 use crate::layer::{Layer, LayerArguments, LayerFiles, explain};
 use crate::npy::{ElementType, FileElement, Input};
-use crate::outputs::{Outputs, Written};
+use crate::outputs::{Outputs, Report, Written};
 use crate::progress::Progress;
 use llm_operator::Backend;
 use ndarray::ArrayD;
-use serde::Serialize;
-use std::fmt;
 use std::path::PathBuf;
 
 /// Write the gradients with respect to x, gamma and beta of a loss whose gradient with respect to y is in a file
@@ -36,20 +34,6 @@ pub(crate) struct Arguments {
     /// File to write the gradient of beta to; may be asked for without --beta.
     #[arg(long, value_name = "FILE", group = "outputs")]
     dbeta: Option<PathBuf>,
-}
-
-/// What was done.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    command: &'static str,
-    backend: &'static str,
-    outputs: Vec<Written>,
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.outputs.iter().try_for_each(|written| writeln!(formatter, "{written}"))
-    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {

@@ -2,12 +2,10 @@
 
 use crate::layer::{Layer, LayerArguments, LayerFiles, explain};
 use crate::npy::{ElementType, FileElement, Input};
-use crate::outputs::{Outputs, Written};
+use crate::outputs::{Outputs, Report, Written};
 use crate::progress::Progress;
 use llm_operator::Backend;
 use ndarray::{ArrayD, IxDyn};
-use serde::Serialize;
-use std::fmt;
 use std::path::PathBuf;
 
 /// Write y = gamma * (x - mean) / sqrt(var + epsilon) + beta for an x in a file
@@ -32,20 +30,6 @@ pub(crate) struct Arguments {
     /// File to write 1 / sqrt(var + epsilon) to, of the shape of the dimensions that are not normalized.
     #[arg(long, value_name = "FILE", group = "outputs")]
     rstd: Option<PathBuf>,
-}
-
-/// What was done.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    command: &'static str,
-    backend: &'static str,
-    outputs: Vec<Written>,
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.outputs.iter().try_for_each(|written| writeln!(formatter, "{written}"))
-    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {

@@ -1,7 +1,8 @@
-//! Output files: all of them, or none.
+//! Output files: each complete, or what was there before.
 //!
 //! Each is written beside its place under a temporary name, and moved there when all of them are complete. So a
-//! run that fails leaves what was there before, and an output may take the place of an input.
+//! run that fails leaves what was there before, and an output may take the place of an input. (Should one of
+//! several moves fail, those before it have been made.)
 
 use crate::npy::{FileElement, Source};
 use crate::progress::Progress;
@@ -43,6 +44,20 @@ pub(crate) struct Written {
 impl fmt::Display for Written {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {} {:?} -> {}", self.name, self.dtype, self.shape, self.path)
+    }
+}
+
+/// What a run wrote.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) command: &'static str,
+    pub(crate) backend: &'static str,
+    pub(crate) outputs: Vec<Written>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.outputs.iter().try_for_each(|written| writeln!(formatter, "{written}"))
     }
 }
 

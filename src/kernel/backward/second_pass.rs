@@ -7,6 +7,7 @@ use crate::simd::{Isa, Lanes};
 
 /// 64-byte chunks in a tile of columns: with dgamma and dbeta, half of the registers of AVX2.
 const TILE: usize = 4;
+
 /// What the pass does with dx.
 const NO_DX: u8 = 0;
 const OVERWRITE_DX: u8 = 1;
