@@ -94,6 +94,7 @@ macro_rules! element {
                     Work::Forward(kernel) => backend.run(kernel),
                     Work::Backward(kernel) => backend.run(kernel),
                     Work::AddInto(kernel) => backend.run(kernel),
+                    Work::AddLost(kernel) => backend.run(kernel),
                     Work::Copy(kernel) => backend.run(kernel),
                 }
             }

@@ -328,8 +328,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
         };
         let sums = driver::backward(job, self.gamma.is_some() || self.beta.is_some());
         let (dgamma, dbeta) = sums
-            .map(|mut dgamma| {
-                let dbeta = dgamma.split_off(parameters.width);
+            .map(|(dgamma, dbeta)| {
                 let shaped = |gradient| shaped(IxDyn(&self.normalized_shape), gradient);
                 (self.gamma.map(|_| shaped(dgamma)), self.beta.map(|_| shaped(dbeta)))
             })
@@ -426,10 +425,9 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             dx: dx.map(GradientMut::into_parts),
             streaming: self.streaming,
         };
-        if let Some(sums) = driver::backward(job, dgamma.is_some() || dbeta.is_some()) {
-            let (dgamma_sum, dbeta_sum) = sums.split_at(width);
-            finish(dgamma, dgamma_sum);
-            finish(dbeta, dbeta_sum);
+        if let Some((dgamma_sum, dbeta_sum)) = driver::backward(job, dgamma.is_some() || dbeta.is_some()) {
+            finish(dgamma, &dgamma_sum);
+            finish(dbeta, &dbeta_sum);
         }
         Ok(())
     }

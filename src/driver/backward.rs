@@ -1,36 +1,31 @@
 //! Backward over all rows, and the sums of the parameter gradients.
 //!
-//! Rows are cut into at most [`PARTS`] parts of whole groups of [`GROUP`] rows (of whole blocks, where a part is less
-//! than a group). The kernel sums a group in blocks of
-//! rows, a part adds up its groups with a compensated sum, and the parts are added in a tree: no running sum is so
-//! long that its rounding errors, all of one sign where rows are alike, could add up to much.
+//! Rows are cut into at most [`PARTS`] parts. The kernel adds up the parameter gradients of a part, and the parts are added
+//! in a tree.
 
 use super::Streaming;
 use crate::Element;
-use crate::kernel::Work;
-use crate::kernel::backward::{BLOCK, Backward, Targets};
-use crate::kernel::forward::Parameters;
-use crate::kernel::reduce::AddInto;
+use crate::kernel::backward::{Backward, GROUP, ParameterSums};
+use crate::kernel::forward::{Parameters, Place};
+use crate::kernel::reduce::{AddInto, AddLost};
+use crate::kernel::{self, Work};
 use crate::rows::Rows;
-use crate::simd::Backend;
+use crate::simd::{BATCH, Backend};
 
-/// Parts that have parameter gradients of their own, at most. A part under way has two more sets, so that no more than 64
-/// are alive at any time.
-const PARTS: usize = 21;
-
-/// Rows whose parameter gradients the kernel sums.
-const GROUP: usize = 128;
+/// Parts that have parameter gradients of their own, at most: a power of two, for as many threads. A part under way has two
+/// more sets, so that no more than 64 are alive at any time.
+const PARTS: usize = 16;
 
 /// Bytes of x for which a part is worth its own parameter gradients.
-const PART_BYTES: usize = 256 << 10;
+const PART_BYTES: usize = 96 << 10;
 
 /// Backward over rows `first..first + mean.len()`.
 #[derive(Debug)]
-pub(crate) struct BackwardJob<'a, T> {
+pub(crate) struct BackwardJob<'a, 'x, T> {
     pub(crate) backend: Backend,
     pub(crate) parameters: Parameters<'a, T>,
-    pub(crate) x: &'a Rows<'a, T>,
-    pub(crate) dy: &'a Rows<'a, T>,
+    pub(crate) x: &'a Rows<'x, T>,
+    pub(crate) dy: &'a Rows<'x, T>,
     /// One element a row.
     pub(crate) mean: &'a [T],
     /// The same.
@@ -41,26 +36,37 @@ pub(crate) struct BackwardJob<'a, T> {
     pub(crate) streaming: Streaming,
 }
 
-/// Runs a job that starts at row 0; gives dgamma and then dbeta, `width` elements each, where they are wanted.
-pub(crate) fn backward<T: Element>(mut job: BackwardJob<'_, T>, wants_sums: bool) -> Option<Vec<T>> {
+/// Runs a job that starts at row 0; gives dgamma and dbeta, `width` elements each, where they are wanted.
+pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, wants_sums: bool) -> Option<(Vec<T>, Vec<T>)> {
     let width = job.parameters.width;
     let rows = job.mean.len();
     let parallel = super::is_parallel::<T>(rows * width);
-    job.streaming = job.streaming.decided(3 * rows * width * size_of::<T>());
+    let place = super::place(job.streaming, 3 * rows * width * size_of::<T>());
+    let mut gamma = Vec::new();
+    let mut parameters = job.parameters;
+    if wants_sums || parameters.gamma.is_some() {
+        // The kernel knows no sums without gamma.
+        let many = rows >= super::MANY_ROWS;
+        parameters.gamma = Some(super::aligned(&mut gamma, parameters.gamma, T::from_f64(1.0), width, many));
+    }
+    let job = BackwardJob { parameters, ..job };
     if !wants_sums {
-        let task = if parallel { super::task_rows::<T>(width) } else { rows };
-        job.split(0, task, parallel, None);
+        let task = if parallel { super::task_rows::<T>(rows, width) } else { rows };
+        job.split(0, task, parallel, place, None);
         return None;
     }
-    let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTS);
+    let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTS).next_power_of_two();
     let part = rows.div_ceil(parts).max(1);
-    let part = part.next_multiple_of(if part <= GROUP { BLOCK } else { GROUP });
-    let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * 2 * width];
+    let part = part.next_multiple_of(if part <= GROUP { BATCH } else { GROUP });
+    let len = ParameterSums::<T>::len(width);
+    let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * len];
     let backend = job.backend;
-    job.split(0, part, parallel, Some(&mut sums));
-    add_parts(backend, &mut sums, 2 * width);
-    sums.truncate(2 * width);
-    Some(sums)
+    job.split(0, part, parallel, place, Some(&mut sums));
+    add_parts(backend, &mut sums, len);
+    let mut dbeta = sums[ParameterSums::<T>::start_of_dbeta(width)..len].to_vec();
+    dbeta.truncate(width);
+    sums.truncate(width);
+    Some((sums, dbeta))
 }
 
 /// Adds all parts of `len` elements into the first: neighbours first, then pairs of neighbours, and so on.
@@ -80,24 +86,15 @@ fn add_parts<T: Element>(backend: Backend, parts: &mut [T], len: usize) {
         }
         step *= 2;
     }
-    add_lost(&mut parts[..len], &lost);
+    T::run(backend, Work::AddLost(AddLost { total: &mut parts[..len], lost: &lost }));
 }
 
-/// Gives back to sums what rounding took; an infinite sum stays what it is (its rounding error is NaN).
-fn add_lost<T: Element>(total: &mut [T], lost: &[T]) {
-    for (total, lost) in total.iter_mut().zip(lost) {
-        if total.to_f64().is_finite() {
-            *total = T::from_f64(total.to_f64() + lost.to_f64());
-        }
-    }
-}
-
-impl<T: Element> BackwardJob<'_, T> {
+impl<T: Element> BackwardJob<'_, '_, T> {
     /// Halves the job down to `task` rows; `sums` has one part for each task.
-    fn split(self, first: usize, task: usize, parallel: bool, sums: Option<&mut [T]>) {
+    fn split(self, first: usize, task: usize, parallel: bool, place: Place, sums: Option<&mut [T]>) {
         let width = self.parameters.width;
         let Some(middle) = super::middle(self.mean.len(), task) else {
-            return self.run(first, sums);
+            return self.run(first, place, sums);
         };
         let (mean_left, mean_right) = self.mean.split_at(middle);
         let (rstd_left, rstd_right) = self.rstd.split_at(middle);
@@ -108,11 +105,11 @@ impl<T: Element> BackwardJob<'_, T> {
                 ((left, accumulate), (right, accumulate))
             })
             .unzip();
-        let (sums_left, sums_right) = super::split_optional(sums, middle / task * 2 * width);
+        let (sums_left, sums_right) = super::split_optional(sums, middle / task * ParameterSums::<T>::len(width));
         let left = BackwardJob { mean: mean_left, rstd: rstd_left, dx: dx_left, ..self };
         let right = BackwardJob { mean: mean_right, rstd: rstd_right, dx: dx_right, ..self };
-        let left = || left.split(first, task, parallel, sums_left);
-        let right = || right.split(first + middle, task, parallel, sums_right);
+        let left = || left.split(first, task, parallel, place, sums_left);
+        let right = || right.split(first + middle, task, parallel, place, sums_right);
         if parallel {
             rayon::join(left, right);
         } else {
@@ -122,40 +119,42 @@ impl<T: Element> BackwardJob<'_, T> {
     }
 
     /// On this thread; `sums`, all zeros, has one part.
-    fn run(self, first: usize, mut sums: Option<&mut [T]>) {
-        let Self { backend, parameters, x, dy, mean, rstd, mut dx, streaming } = self;
+    fn run(self, first: usize, place: Place, mut sums: Option<&mut [T]>) {
+        let Self { backend, parameters, x, dy, mean, rstd, mut dx, .. } = self;
         let width = parameters.width;
         let rows = mean.len();
-        let in_place = sums.is_none() && x.is_contiguous() && dy.is_contiguous();
+        let in_place = x.is_contiguous() && dy.is_contiguous();
         let step = if in_place { rows.max(1) } else { GROUP };
-        let (mut x_gathered, mut dy_gathered) = (Vec::new(), Vec::new());
-        // The sums of one group, and what adding them up lost; the first group is summed in place.
-        let scratch = if sums.is_some() && rows > step { 2 * width } else { 0 };
-        let [mut group, mut lost] = [(); 2].map(|()| vec![T::ZERO; scratch]);
+        let (mut x_gathered, mut dy_gathered, mut staged) = (Vec::new(), Vec::new(), Vec::new());
+        // The sums of one group, at a multiple of 64 bytes, and what adding them up lost; the first group needs neither.
+        let len = if sums.is_some() && rows > GROUP { ParameterSums::<T>::len(width) } else { 0 };
+        let mut lost = vec![T::ZERO; len];
+        let mut group = vec![T::ZERO; if len > 0 { len + 64 / size_of::<T>() } else { 0 }];
+        let aligned = kernel::misaligned(&group);
+        let group = &mut group[aligned..aligned + len];
         for start in (0..rows).step_by(step) {
             let end = rows.min(start + step);
             let span = start * width..end * width;
-            let target = sums.as_deref_mut().map(|sums| if start == 0 { sums } else { &mut group[..] });
             let kernel = Backward {
                 parameters,
                 x: x.block(first + start..first + end, &mut x_gathered),
                 dy: dy.block(first + start..first + end, &mut dy_gathered),
                 mean: &mean[start..end],
                 rstd: &rstd[start..end],
-                targets: Targets {
-                    dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
-                    sums: target.map(|sums| sums.split_at_mut(width)),
-                },
-                stream: streaming == Streaming::Always,
+                dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
+                sums: sums.as_deref_mut().map(|total| ParameterSums {
+                    total,
+                    lost: &mut lost,
+                    group,
+                    is_first: start == 0,
+                }),
+                place,
+                staged: &mut staged,
             };
             T::run(backend, Work::Backward(kernel));
-            if let (Some(sums), true) = (sums.as_deref_mut(), start > 0) {
-                T::run(backend, Work::AddInto(AddInto { total: sums, lost: &mut lost, part: &group }));
-                group.fill(T::ZERO);
-            }
         }
-        if let Some(sums) = sums {
-            add_lost(sums, &lost);
+        if let (Some(total), true) = (sums, len > 0) {
+            T::run(backend, Work::AddLost(AddLost { total, lost: &lost }));
         }
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn copy<T: Element>(backend: Backend, a: &[T], b: Option<&[T]>, outpu
 }
 
 fn split<T: Element>(backend: Backend, a: &[T], b: Option<&[T]>, output: &mut [T], stream: bool) {
-    let Some(middle) = super::middle(output.len(), super::task_rows::<T>(1)) else {
+    let Some(middle) = super::middle(output.len(), super::TASK_BYTES / size_of::<T>()) else {
         return T::run(backend, Work::Copy(Copy { a, b, output, stream }));
     };
     let (a_left, a_right) = a.split_at(middle);

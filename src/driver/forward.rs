@@ -23,14 +23,11 @@ pub(crate) struct ForwardJob<'a, 'x, T> {
     pub(crate) streaming: Streaming,
 }
 
-/// Rows from which it pays to lay out gamma and beta anew.
-const MANY_ROWS: usize = 8;
-
 /// Runs a job that starts at row 0.
 pub(crate) fn forward<T: Element>(job: ForwardJob<'_, '_, T>) {
     let place = super::place(job.streaming, 2 * size_of_val(job.y));
     let width = job.parameters.width;
-    let many = job.y.len() / width >= MANY_ROWS;
+    let many = job.y.len() / width >= super::MANY_ROWS;
     let [mut gamma, mut beta] = [(); 2].map(|()| Vec::new());
     let mut parameters = job.parameters;
     if parameters.gamma.is_some() || parameters.beta.is_some() {
@@ -39,13 +36,18 @@ pub(crate) fn forward<T: Element>(job: ForwardJob<'_, '_, T>) {
         parameters.beta = Some(super::aligned(&mut beta, parameters.beta, T::ZERO, width, many));
     }
     let job = ForwardJob { parameters, ..job };
-    if super::is_parallel::<T>(job.y.len()) { job.split(0, place) } else { job.run(0, place) }
+    if super::is_parallel::<T>(job.y.len()) {
+        let task = super::task_rows::<T>(job.y.len() / width, width);
+        job.split(0, task, place);
+    } else {
+        job.run(0, place);
+    }
 }
 
 impl<T: Element> ForwardJob<'_, '_, T> {
-    fn split(self, first: usize, place: Place) {
+    fn split(self, first: usize, task: usize, place: Place) {
         let width = self.parameters.width;
-        let Some(middle) = super::middle(self.y.len() / width, super::task_rows::<T>(width)) else {
+        let Some(middle) = super::middle(self.y.len() / width, task) else {
             return self.run(first, place);
         };
         let (y_left, y_right) = self.y.split_at_mut(middle * width);
@@ -53,14 +55,14 @@ impl<T: Element> ForwardJob<'_, '_, T> {
         let (rstd_left, rstd_right) = super::split_optional(self.rstd, middle);
         let left = ForwardJob { y: y_left, mean: mean_left, rstd: rstd_left, ..self };
         let right = ForwardJob { y: y_right, mean: mean_right, rstd: rstd_right, ..self };
-        rayon::join(|| left.split(first, place), || right.split(first + middle, place));
+        rayon::join(|| left.split(first, task, place), || right.split(first + middle, task, place));
     }
 
     /// On this thread: all at once where the rows lie one after the other, else so many as a task has.
     fn run(self, first: usize, place: Place) {
         let width = self.parameters.width;
         let rows = self.y.len() / width;
-        let step = if self.x.is_contiguous() { rows.max(1) } else { super::task_rows::<T>(width) };
+        let step = if self.x.is_contiguous() { rows.max(1) } else { super::gathered_rows::<T>(width) };
         let (mut gathered, mut staged) = (Vec::new(), Vec::new());
         let (mut mean, mut rstd) = (self.mean, self.rstd);
         for (i, y) in self.y.chunks_mut(step * width).enumerate() {

@@ -1,9 +1,9 @@
 //! How rows become tasks.
 //!
-//! Work is halved until a piece is at most one task long; rayon's ambient pool takes the halves. Where it is cut
-//! depends on the shape alone, never on the number of threads, and every row is computed the same wherever it
-//! is cut; so results have the same bits on any number of threads. Small work stays on the calling
-//! thread, which does not even start rayon.
+//! Work is halved until a piece is at most one task long; rayon's ambient pool takes the halves. Every row is computed the
+//! same wherever the rows are cut, so for y and dx that depends on the number of threads; the parts whose dgamma and dbeta
+//! are added up depend on the shape alone. So results have the same bits on any number of threads. Small work stays on
+//! the calling thread, which does not even start rayon.
 
 mod backward;
 mod cache;
@@ -16,16 +16,34 @@ pub(crate) use forward::{ForwardJob, forward};
 
 use crate::Element;
 use crate::kernel::{self, forward::Place};
+use crate::simd::BATCH;
 
 /// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work.
 const SERIAL_BYTES: usize = 128 << 10;
 
-/// Bytes of x in a task: small enough to balance, large enough to hide the cost of a task.
-const TASK_BYTES: usize = 128 << 10;
+/// Bytes of x in a task, at least: so many that the cost of a task is hidden.
+const TASK_BYTES: usize = 64 << 10;
 
-/// Rows in a task.
-fn task_rows<T>(width: usize) -> usize {
-    (TASK_BYTES / (width * size_of::<T>())).max(1)
+/// Tasks for each thread: where one thread is held up, others take over its share.
+const TASKS: usize = 4;
+
+/// Bytes of rows that are gathered from a view at a time.
+const GATHERED_BYTES: usize = 128 << 10;
+
+/// Rows from which it pays to lay out gamma and beta anew.
+const MANY_ROWS: usize = 8;
+
+/// Rows in a task, where how rows are cut changes no bit: whole batches of the kernels, where there are so many.
+fn task_rows<T>(rows: usize, width: usize) -> usize {
+    let least = TASK_BYTES.div_ceil(width * size_of::<T>());
+    let even = rows.div_ceil(TASKS * rayon::current_num_threads());
+    let task = even.max(least);
+    if task > BATCH { task.next_multiple_of(BATCH) } else { task }
+}
+
+/// Rows that are gathered at a time.
+fn gathered_rows<T>(width: usize) -> usize {
+    (GATHERED_BYTES / (width * size_of::<T>())).max(1)
 }
 
 /// Whether so many elements are worth more than one thread.

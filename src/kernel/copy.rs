@@ -54,6 +54,19 @@ fn add<T: Element, I: Isa>(isa: I, a: &[T], b: &[T], output: &mut [T], stream: b
     add_tail(isa, a_tail, b_tail, output_tail);
 }
 
+/// `output += a`.
+#[inline(always)]
+pub(super) fn add_to<T: Element, I: Isa>(isa: I, a: &[T], output: &mut [T]) {
+    let (a, a_tail) = T::chunks(a);
+    let (output, output_tail) = T::chunks_mut(output);
+    for (output, a) in output.iter_mut().zip(a) {
+        (T::Lanes::load(isa, a) + T::Lanes::load(isa, output)).store(output);
+    }
+    for (output, a) in output_tail.iter_mut().zip(a_tail) {
+        *output = T::from_f64(output.to_f64() + a.to_f64());
+    }
+}
+
 #[inline(always)]
 fn put<T: Element, I: Isa>(value: T::Lanes<I>, output: &mut T::Chunk, stream: bool) {
     if stream { value.stream(output) } else { value.store(output) }

@@ -22,8 +22,10 @@ pub(crate) mod copy;
 pub(crate) mod forward;
 pub(crate) mod reduce;
 mod stats;
+mod streams;
 pub(crate) mod wide;
 
+use crate::Element;
 use crate::element::Vectorized;
 
 /// A kernel with what it works on.
@@ -32,8 +34,15 @@ pub(crate) enum Work<'a, T> {
     Forward(forward::Forward<'a, T>),
     Backward(backward::Backward<'a, T>),
     AddInto(reduce::AddInto<'a, T>),
+    AddLost(reduce::AddLost<'a, T>),
     Copy(copy::Copy<'a, T>),
 }
+
+/// What a loop does with its output.
+const NOT_WRITTEN: u8 = 0;
+const STORED: u8 = 1;
+/// Past the caches.
+const STREAMED: u8 = 2;
 
 /// Elements in a segment: 16 KiB of them, so that a second pass over a segment finds it in the first-level
 /// cache.
@@ -46,4 +55,17 @@ pub(crate) const fn segment<T: Vectorized>() -> usize {
 pub(crate) fn misaligned<T>(slice: &[T]) -> usize {
     let address = slice.as_ptr().addr();
     ((address.next_multiple_of(64) - address) / size_of::<T>()).min(slice.len())
+}
+
+/// The first `len` elements of a buffer at a multiple of 64 bytes.
+#[inline(always)]
+fn room<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if len == 0 {
+        return &mut [];
+    }
+    if buffer.len() < len + T::LANES {
+        buffer.resize(len + T::LANES, T::ZERO);
+    }
+    let start = misaligned(buffer);
+    &mut buffer[start..start + len]
 }

@@ -131,17 +131,18 @@ pub(super) struct RowStatistics<T> {
 
 impl<T: Element> Moments<T> {
     #[inline(always)]
-    pub(super) fn statistics(&self, width: usize) -> RowStatistics<T> {
-        let per_element = 1.0 / width as f64;
-        let mut found = RowStatistics { mean: [T::ZERO; BATCH], correction: [0.0; BATCH], variance: [0.0; BATCH] };
+    pub(super) fn statistics<I: Isa>(&self, isa: I, width: usize) -> RowStatistics<T> {
+        let per_element = I::F64::splat(isa, 1.0 / width as f64);
+        let load = |values: &[f64; BATCH]| I::F64::load(isa, values);
+        let (sum, pilot) = (load(&self.sum), load(&to_f64(&self.pilot)));
+        let distance = sum * per_element;
+        let mean = rounded(pilot + distance);
+        let correction = (pilot - load(&to_f64(&mean))) + distance;
+        let mut variance = values((load(&self.squares) - distance * sum) * per_element);
         for i in 0..BATCH {
-            let pilot = self.pilot[i].to_f64();
-            let distance = self.sum[i] * per_element;
-            found.mean[i] = T::from_f64(pilot + distance);
-            found.correction[i] = (pilot - found.mean[i].to_f64()) + distance;
-            found.variance[i] = not_negative((self.squares[i] - distance * self.sum[i]) * per_element);
+            variance[i] = not_negative(variance[i]);
         }
-        found
+        RowStatistics { mean, correction: values(correction), variance }
     }
 
     /// Whether any row's pilot is so far from its mean that its variance loses digits.
@@ -160,6 +161,34 @@ impl<T: Element> Moments<T> {
     fn is_far(&self, i: usize, per_element: f64) -> bool {
         self.squares[i] < 2.0 * (self.sum[i] * per_element) * self.sum[i]
     }
+}
+
+/// The values of a register.
+#[inline(always)]
+pub(super) fn values<I: Isa, L: Lanes<f64, I>>(register: L) -> [f64; BATCH] {
+    let mut found = [0.0; BATCH];
+    register.store(&mut found);
+    found
+}
+
+/// The values of a register, rounded to the element type.
+#[inline(always)]
+pub(super) fn rounded<T: Element, I: Isa, L: Lanes<f64, I>>(register: L) -> [T; BATCH] {
+    let exact = values(register);
+    let mut found = [T::ZERO; BATCH];
+    for i in 0..BATCH {
+        found[i] = T::from_f64(exact[i]);
+    }
+    found
+}
+
+#[inline(always)]
+pub(super) fn to_f64<T: Element>(elements: &[T; BATCH]) -> [f64; BATCH] {
+    let mut found = [0.0; BATCH];
+    for i in 0..BATCH {
+        found[i] = elements[i].to_f64();
+    }
+    found
 }
 
 /// Takes the moments of the rows whose pilots are far again, about the mean that the first pass found.

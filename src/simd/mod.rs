@@ -98,7 +98,11 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
 
     /// [`sum`](Self::sum) of eight registers: transposed, they take fewer additions than one by one.
     #[inline(always)]
-    fn sums(registers: &[Self; BATCH]) -> [f64; BATCH] {
-        std::array::from_fn(|i| registers[i].sum())
+    fn sums(isa: I, registers: &[Self; BATCH]) -> I::F64 {
+        let mut found = [0.0; BATCH];
+        for i in 0..BATCH {
+            found[i] = registers[i].sum();
+        }
+        I::F64::load(isa, &found)
     }
 }

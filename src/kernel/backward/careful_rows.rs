@@ -1,10 +1,27 @@
 //! Rows that are computed with care: narrow ones, and those whose squares leave the range.
 
-use super::Targets;
 use crate::Element;
 use crate::kernel::careful::{self, CarefulRow};
 use crate::kernel::forward::Parameters;
 use crate::kernel::wide::Wide;
+use std::ops::Range;
+
+/// Where the gradients of some rows go.
+#[derive(Debug)]
+pub(super) struct Targets<'a, T> {
+    /// As many elements as x, where it is wanted, and whether to add to it.
+    pub(super) dx: Option<(&'a mut [T], bool)>,
+    /// `width` elements of dgamma and of dbeta, which are added to, where either is wanted.
+    pub(super) sums: Option<(&'a mut [T], &'a mut [T])>,
+}
+
+impl<T> Targets<'_, T> {
+    /// dx of the rows whose elements are at `span`.
+    #[inline(always)]
+    fn dx_of(&mut self, span: Range<usize>) -> Option<(&mut [T], bool)> {
+        self.dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate))
+    }
+}
 
 /// Rows narrower than a register, each computed with care.
 #[inline(always)]
@@ -15,7 +32,7 @@ pub(super) fn narrow_rows<T: Element>(parameters: &Parameters<'_, T>, x: &[T], d
     for row in 0..x.len() / width {
         let span = row * width..(row + 1) * width;
         let sums = has_sums.then_some((&mut dgamma[..width], &mut dbeta[..width]));
-        careful_row(parameters, &x[span.clone()], &dy[span.clone()], targets.of(span).dx, sums);
+        careful_row(parameters, &x[span.clone()], &dy[span.clone()], targets.dx_of(span), sums);
     }
     add_sums(targets, &dgamma, &dbeta);
 }
@@ -26,7 +43,7 @@ pub(super) fn rescued_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], d
     let width = if targets.sums.is_some() { x.len() } else { 0 };
     let [mut dgamma, mut dbeta] = [(); 2].map(|()| vec![T::Wide::new(0.0); width]);
     let sums = targets.sums.is_some().then_some((&mut dgamma[..], &mut dbeta[..]));
-    careful_row(parameters, x, dy, targets.of(0..x.len()).dx, sums);
+    careful_row(parameters, x, dy, targets.dx_of(0..x.len()), sums);
     add_sums(targets, &dgamma, &dbeta);
 }
 

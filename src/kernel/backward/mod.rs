@@ -10,32 +10,42 @@
 //! ```
 //!
 //! (Ba, Kiros and Hinton, "Layer Normalization", 2016; derived step by step in [`reference`](mod@crate::reference).)
-//! The saved mean is rounded to the element type. `mean(h)` recovers what that took away, from sums that the
-//! first pass takes anyway; so backward sees the same corrected mean as forward, and a mean that another
-//! library computed less well does no harm.
+//! The saved mean is rounded to the element type. `mean(h)` recovers what that took away, from sums that are taken
+//! anyway; so backward sees the same corrected mean as forward, and a mean that another library computed less well
+//! does no harm.
 //!
-//! Rows come in blocks of at most [`BLOCK`]. The first pass over a block takes the three sums of each row. The
-//! second goes over the block in tiles of columns, all rows of the block to a tile, so that a tile's dgamma and
-//! dbeta stay in registers from the first row to the last, and x and dy are found in cache.
+//! As in [`forward`](super::forward), rows go in batches: while the gradients of one are written, the three sums of each
+//! row of the next are taken in the same loop ([`piece`]), and long rows go in tiles of columns. dgamma and dbeta are added
+//! up over groups of [`GROUP`] rows, and the groups with a compensated sum: no running sum is so long that its rounding
+//! errors, all of one sign where rows are alike, could add up to much.
 
+mod block;
 mod careful_rows;
-mod first_pass;
-mod second_pass;
+mod piece;
 
-use super::careful;
-use super::forward::Parameters;
+use super::forward::{Parameters, Place};
+use super::stats::{self, CompensatedSum};
+use super::{NOT_WRITTEN, STORED, STREAMED, careful, copy, reduce, room};
 use crate::Element;
-use crate::simd::{BATCH, Isa, Kernel};
-use careful_rows::{narrow_rows, rescued_row};
-use first_pass::first_pass;
-use second_pass::second_pass;
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
+use block::Block;
+use careful_rows::{Targets, narrow_rows, rescued_row};
+use piece::{Coefficients, Piece, RowSums};
 use std::ops::Range;
 
-/// Rows that go together through the second pass.
-pub(crate) const BLOCK: usize = BATCH;
+/// Rows whose dgamma and dbeta are added up before they are added to the totals. A call that continues the sums of another
+/// starts at a multiple of it.
+pub(crate) const GROUP: usize = 128;
+
+/// What is computed: dx without gamma, dx with gamma, or dx, dgamma and dbeta with gamma.
+const PLAIN: u8 = 0;
+const SCALED: u8 = 1;
+const FULL: u8 = 2;
+
 /// Backward over a block of rows.
 #[derive(Debug)]
 pub(crate) struct Backward<'a, T> {
+    /// gamma is there where sums are wanted.
     pub(crate) parameters: Parameters<'a, T>,
     /// `rows * width` elements.
     pub(crate) x: &'a [T],
@@ -45,86 +55,459 @@ pub(crate) struct Backward<'a, T> {
     pub(crate) mean: &'a [T],
     /// Of each row.
     pub(crate) rstd: &'a [T],
-    pub(crate) targets: Targets<'a, T>,
-    /// Whether to write dx past the caches.
-    pub(crate) stream: bool,
-}
-
-/// Where the gradients of some rows go.
-#[derive(Debug)]
-pub(crate) struct Targets<'a, T> {
     /// As many elements as x, where it is wanted, and whether to add to it.
     pub(crate) dx: Option<(&'a mut [T], bool)>,
-    /// `width` elements of dgamma and of dbeta, which are added to, where either is wanted.
-    pub(crate) sums: Option<(&'a mut [T], &'a mut [T])>,
+    /// dgamma and dbeta, where either is wanted.
+    pub(crate) sums: Option<ParameterSums<'a, T>>,
+    pub(crate) place: Place,
+    /// Room for dx on its way past the caches, or to be added.
+    pub(crate) staged: &'a mut Vec<T>,
 }
 
-impl<T> Targets<'_, T> {
-    /// Those of the rows whose elements are at `span`.
-    #[inline(always)]
-    fn of(&mut self, span: Range<usize>) -> Targets<'_, T> {
-        Targets {
-            dx: self.dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate)),
-            sums: self.sums.as_mut().map(|(dgamma, dbeta)| (&mut **dgamma, &mut **dbeta)),
-        }
+/// Sums of dgamma and dbeta: [`len`](Self::len) elements each, those of dbeta after those of dgamma.
+#[derive(Debug)]
+pub(crate) struct ParameterSums<'a, T> {
+    pub(crate) total: &'a mut [T],
+    /// What rounding took from the totals.
+    pub(crate) lost: &'a mut [T],
+    /// The sums of a group: zeros before and after, best at a multiple of 64 bytes.
+    pub(crate) group: &'a mut [T],
+    /// Whether the group is the first: it is added up in the totals, which are zeros, and `lost` and `group` are not used.
+    pub(crate) is_first: bool,
+}
+
+impl<T: Element> ParameterSums<'_, T> {
+    /// Elements of each array, for rows of `width`.
+    pub(crate) fn len(width: usize) -> usize {
+        2 * Self::start_of_dbeta(width)
     }
-}
 
-/// What the second pass needs of a row.
-#[derive(Clone, Copy, Debug, Default)]
-struct Row<T> {
-    mean: T,
-    rstd: T,
-    /// `mean(h)`.
-    correction: T,
-    /// `-mean(g)`.
-    minus_mean_g: T,
-    /// `mean(g * xhat)`.
-    mean_product: T,
-    /// Whether all of them are free of overflow and underflow.
-    ordinary: bool,
+    /// Where dbeta starts: at a multiple of 64 bytes after dgamma.
+    pub(crate) fn start_of_dbeta(width: usize) -> usize {
+        width.next_multiple_of(T::LANES)
+    }
+
+    /// dgamma and dbeta of the group.
+    #[inline(always)]
+    fn of_group(&mut self, width: usize) -> (&mut [T], &mut [T]) {
+        let group = if self.is_first { &mut *self.total } else { &mut *self.group };
+        let (dgamma, dbeta) = group.split_at_mut(Self::start_of_dbeta(width));
+        (&mut dgamma[..width], &mut dbeta[..width])
+    }
+
+    /// Adds the group to the totals, and starts another.
+    #[inline(always)]
+    fn close_group<I: Isa>(&mut self, isa: I) {
+        if !self.is_first {
+            reduce::add_into(isa, self.total, self.lost, self.group);
+            self.group.fill(T::ZERO);
+        }
+        self.is_first = false;
+    }
 }
 
 impl<T: Element> Kernel for Backward<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { parameters, x, dy, mean, rstd, mut targets, stream } = self;
-        let width = parameters.width;
-        if width < careful::NARROW {
-            return narrow_rows(&parameters, x, dy, targets);
+    fn run<I: Isa>(mut self, isa: I) {
+        if self.parameters.width < careful::NARROW {
+            return self.narrow_rows(isa);
         }
-        for first in (0..mean.len()).step_by(BLOCK) {
-            let block = first..mean.len().min(first + BLOCK);
-            let rows = block.len();
-            let span = block.start * width..block.end * width;
-            let (block_x, block_dy) = (&x[span.clone()], &dy[span]);
-            let found = match parameters.gamma {
-                Some(gamma) => {
-                    first_pass::<T, I, true>(isa, block_x, block_dy, gamma, &mean[block.clone()], &rstd[block])
-                }
-                None => first_pass::<T, I, false>(isa, block_x, block_dy, &[], &mean[block.clone()], &rstd[block]),
+        let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
+            && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
+        let streams = self.place == Place::Memory && is_aligned;
+        let near = self.place == Place::Near;
+        if !I::SPECIALIZED {
+            // One loop does for those that cannot write past the caches.
+            return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
+                (false, _) => self.all_rows::<I, STORED, PLAIN, false>(isa),
+                (true, false) => self.all_rows::<I, STORED, SCALED, false>(isa),
+                (true, true) => self.all_rows::<I, STORED, FULL, false>(isa),
             };
-            // Ordinary rows that follow each other go together, so that sums are added in the order of the rows.
-            let mut start = 0;
-            while start < rows {
-                let mut end = start + 1;
-                while found[start].ordinary && end < rows && found[end].ordinary {
-                    end += 1;
-                }
-                let span = (first + start) * width..(first + end) * width;
-                let (x, dy, targets) = (&x[span.clone()], &dy[span.clone()], targets.of(span));
-                if found[start].ordinary {
-                    second_pass(isa, &found[start..end], &parameters, x, dy, targets, stream);
-                } else {
-                    rescued_row(&parameters, x, dy, targets);
-                }
-                start = end;
-            }
         }
-        if stream {
+        match (self.parameters.gamma.is_some(), self.sums.is_some()) {
+            (false, _) if near => self.all_rows::<I, STORED, PLAIN, true>(isa),
+            (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, false>(isa),
+            (false, _) => self.all_rows::<I, STORED, PLAIN, false>(isa),
+            (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, false>(isa),
+            (true, false) => self.all_rows::<I, STORED, SCALED, false>(isa),
+            (true, true) if streams => self.all_rows::<I, STREAMED, FULL, false>(isa),
+            (true, true) => self.all_rows::<I, STORED, FULL, false>(isa),
+        }
+        if self.place == Place::Memory {
             isa.fence();
         }
     }
+}
+
+/// How rows of some width are taken.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    width: usize,
+    /// Rows that go together.
+    batch: usize,
+    /// Columns that go together: all, or a segment or a part of one.
+    tile: usize,
+    /// Columns of a row in the buffer that dx may go by way of: all, or those that go together.
+    staged: usize,
+}
+
+impl Plan {
+    /// Bytes of x in a batch of rows that are fused with the next.
+    const BATCH_BYTES: usize = 12 << 10;
+    /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
+    const STAGED: usize = 64;
+
+    fn new<T: Element>(width: usize, is_fused: bool) -> Self {
+        let most = Self::BATCH_BYTES / (width * size_of::<T>());
+        Self {
+            width,
+            batch: if is_fused { most.clamp(1, BATCH) } else { BATCH },
+            tile: width.min(super::segment::<T>()),
+            staged: width,
+        }
+    }
+
+    /// As in forward.
+    #[inline(always)]
+    fn known<T: Element, const CHUNKS: usize>(self) -> Self {
+        if CHUNKS > 0 {
+            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES, staged: CHUNKS * T::LANES }
+        } else {
+            self
+        }
+    }
+}
+
+/// What the gradients of the rows of a batch are made of.
+#[derive(Clone, Copy, Debug)]
+struct Batch<T> {
+    rows: Coefficients<[T; BATCH]>,
+    /// Whether a row is free of overflow and underflow.
+    is_ordinary: [bool; BATCH],
+    /// Whether all are.
+    ordinary: bool,
+}
+
+impl<T: Element> Backward<'_, T> {
+    /// Rows narrower than a register, each computed with care.
+    #[inline(always)]
+    fn narrow_rows<I: Isa>(&mut self, isa: I) {
+        let width = self.parameters.width;
+        for first in (0..self.mean.len()).step_by(GROUP) {
+            let end = self.mean.len().min(first + GROUP);
+            let span = first * width..end * width;
+            let targets = Targets {
+                dx: self.dx.as_mut().map(|(dx, accumulate)| (&mut dx[span.clone()], *accumulate)),
+                sums: self.sums.as_mut().map(|sums| sums.of_group(width)),
+            };
+            narrow_rows(&self.parameters, &self.x[span.clone()], &self.dy[span], targets);
+            if let Some(sums) = &mut self.sums {
+                sums.close_group(isa);
+            }
+        }
+    }
+
+    /// Full batches of the commonest short width by loops of known length, all other rows by loops over any.
+    #[inline(always)]
+    fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self, isa: I) {
+        let width = self.parameters.width;
+        let rows = self.mean.len();
+        let mut plan = Plan::new::<T>(width, FUSED);
+        let mut first = 0;
+        let mut in_group = 0;
+        // The last batch may have fewer rows.
+        while first < rows {
+            plan.batch = plan.batch.min(rows - first);
+            let full = first..rows - (rows - first) % plan.batch;
+            first = full.end;
+            let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH && MODE != SCALED;
+            match width / T::LANES {
+                4 if is_known => self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut in_group),
+                _ => self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut in_group),
+            }
+        }
+        if let Some(sums) = &mut self.sums
+            && in_group > 0
+        {
+            sums.close_group(isa);
+        }
+    }
+
+    /// Full batches: the sums of the first are taken, then the gradients of each are written while the sums of the next are
+    /// taken, and then those of the last.
+    #[inline(always)]
+    fn batches<I: Isa, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool>(
+        &mut self,
+        isa: I,
+        plan: Plan,
+        rows: Range<usize>,
+        in_group: &mut usize,
+    ) {
+        // dx that is not at multiples of 64 bytes goes past the caches by way of a buffer, and so does one that is
+        // added to, or that nobody wants.
+        let is_overwritten = self.dx.as_ref().is_some_and(|(_, accumulate)| !accumulate);
+        let is_staged = WRITE == STORED && (self.place == Place::Memory || !is_overwritten);
+        let mut buffer = std::mem::take(self.staged);
+        let mut plan = plan;
+        if is_staged && !FUSED {
+            plan.tile = plan.tile.min(Plan::STAGED * T::LANES);
+            plan.staged = plan.tile;
+        }
+        let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
+        let batch = Batch { rows: Coefficients::default(), is_ordinary: [true; BATCH], ordinary: true };
+        let mut pipeline = Pipeline { isa, plan, rows, batch, staged, in_group, backward: self };
+        if FUSED {
+            isa.run(Step::<_, _, NOT_WRITTEN, true, MODE>(&mut pipeline, 0..0));
+            while !pipeline.rows.is_empty() {
+                if pipeline.batch.ordinary {
+                    pipeline.step::<CHUNKS, WRITE, true, MODE>(0..plan.batch);
+                } else {
+                    pipeline.careful_batch::<WRITE, MODE>();
+                    isa.run(Step::<_, _, NOT_WRITTEN, true, MODE>(&mut pipeline, 0..0));
+                }
+            }
+            pipeline.careful_batch::<WRITE, MODE>();
+        } else {
+            while !pipeline.rows.is_empty() {
+                pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE>(0..0);
+                if pipeline.batch.ordinary {
+                    pipeline.step::<CHUNKS, WRITE, false, MODE>(0..plan.batch);
+                } else {
+                    pipeline.careful_batch::<WRITE, MODE>();
+                }
+            }
+        }
+        *self.staged = buffer;
+    }
+}
+
+/// Batches of rows on their way.
+#[derive(Debug)]
+struct Pipeline<'f, 'a, T, I> {
+    isa: I,
+    plan: Plan,
+    /// Rows whose sums are to be taken: whole batches.
+    rows: Range<usize>,
+    /// The batch before them, whose gradients are to be written.
+    batch: Batch<T>,
+    /// A batch of short rows of dx, or a tile of a long one.
+    staged: &'f mut [T],
+    /// Rows in the group of dgamma and dbeta.
+    in_group: &'f mut usize,
+    backward: &'f mut Backward<'a, T>,
+}
+
+/// A step of a pipeline as a function of its own, for those that are seldom taken: they are compiled once for all widths.
+#[derive(Debug)]
+struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const MODE: u8>(
+    &'p mut Pipeline<'f, 'a, T, J>,
+    Range<usize>,
+);
+
+impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8> Kernel
+    for Step<'_, '_, '_, T, J, WRITE, SUM, MODE>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.0.step::<0, WRITE, SUM, MODE>(self.1);
+    }
+}
+
+impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
+    /// Writes the gradients of the rows `written` of a batch, where `WRITE` says so, and takes the sums of the next, where
+    /// `SUM` does.
+    #[inline(always)]
+    fn step<const CHUNKS: usize, const WRITE: u8, const SUM: bool, const MODE: u8>(&mut self, written: Range<usize>) {
+        let isa = self.isa;
+        let Plan { width, batch, tile, staged } = self.plan.known::<T, CHUNKS>();
+        let is_long = CHUNKS == 0 && width > super::segment::<T>();
+        let next = self.rows.start;
+        // In the first step there is no batch before.
+        let first = if WRITE == NOT_WRITTEN { next } else { next - batch };
+        let is_staged = !self.staged.is_empty();
+        let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
+        let gamma = if MODE == PLAIN { &[] } else { parameters.gamma.unwrap_or(&[]) };
+        let (dgamma, dbeta) = match parameter_sums {
+            Some(sums) if MODE == FULL && WRITE != NOT_WRITTEN => sums.of_group(width),
+            _ => (&mut [][..], &mut [][..]),
+        };
+        let span = |row: usize, is_used: bool| if is_used { row * width..(row + batch) * width } else { 0..0 };
+        let (summed_x, summed_dy) = (&x[span(next, SUM)], &dy[span(next, SUM)]);
+        let of_batch = span(first, WRITE != NOT_WRITTEN);
+        let (written_x, written_dy) = (&x[of_batch.clone()], &dy[of_batch.clone()]);
+        let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
+        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[of_batch]);
+        let about = if SUM { (&mean[next..][..batch], &rstd[next..][..batch]) } else { (&[][..], &[][..]) };
+
+        let zero = [T::Lanes::splat(isa, T::ZERO); BATCH];
+        let [mut sum_g, mut sum_h, mut product] = [zero; 3];
+        let mut totals = [[CompensatedSum::default(); BATCH]; 3];
+        for start in (0..width).step_by(tile) {
+            let end = width.min(start + tile);
+            let dx_place = if is_staged { &mut *self.staged } else { &mut *dx };
+            if SUM {
+                for i in 0..batch {
+                    let here = i * width + start..i * width + end;
+                    let written = if WRITE == NOT_WRITTEN { 0..0 } else { here.clone() };
+                    let piece = Piece {
+                        x: &written_x[written.clone()],
+                        dy: &written_dy[written.clone()],
+                        dx: &mut dx_place[written],
+                        gamma: if MODE == PLAIN { &[] } else { &gamma[start..end] },
+                        summed_x: &summed_x[here.clone()],
+                        summed_dy: &summed_dy[here],
+                    };
+                    let about = [T::Lanes::splat(isa, about.0[i]), T::Lanes::splat(isa, about.1[i])];
+                    let row = self.batch.rows.splat(isa, i);
+                    let sums = RowSums { g: sum_g[i], h: sum_h[i], product: product[i] };
+                    let sums = piece.run::<I, WRITE, MODE>(isa, row, about, sums);
+                    (sum_g[i], sum_h[i], product[i]) = (sums.g, sums.h, sums.product);
+                }
+            } else {
+                let mut block = Block {
+                    isa,
+                    width,
+                    x: written_x,
+                    dy: written_dy,
+                    dx: &mut *dx_place,
+                    dx_start: if is_staged && staged < width { start } else { 0 },
+                    dx_stride: if is_staged { staged } else { width },
+                    written: written.clone(),
+                    rows: &self.batch.rows,
+                    gamma,
+                    dgamma: &mut *dgamma,
+                    dbeta: &mut *dbeta,
+                };
+                block.columns::<WRITE, MODE>(start..end);
+                if is_staged && staged < width && !dx.is_empty() {
+                    for i in written.clone() {
+                        let dx = &mut dx[i * width + start..i * width + end];
+                        put(isa, &self.staged[i * staged..][..end - start], dx, accumulate);
+                    }
+                }
+            }
+            if SUM && is_long && (end == width || end.is_multiple_of(super::segment::<T>())) {
+                for (k, sums) in [&sum_g, &sum_h, &product].into_iter().enumerate() {
+                    let part = stats::values(T::Lanes::sums(isa, sums));
+                    for i in 0..BATCH {
+                        totals[k][i].add(part[i]);
+                    }
+                }
+                [sum_g, sum_h, product] = [zero; 3];
+            }
+        }
+        if WRITE != NOT_WRITTEN {
+            if is_staged && staged == width && !dx.is_empty() {
+                let here = written.start * width..written.end * width;
+                put(isa, &self.staged[here.clone()], &mut dx[here], accumulate);
+            }
+            if MODE == FULL {
+                self.count_rows(written.len());
+            }
+        }
+        if SUM {
+            let sums = if is_long {
+                let load = |totals: [CompensatedSum; BATCH]| I::F64::load(isa, &totals.map(CompensatedSum::value));
+                [load(totals[0]), load(totals[1]), load(totals[2])]
+            } else {
+                [T::Lanes::sums(isa, &sum_g), T::Lanes::sums(isa, &sum_h), T::Lanes::sums(isa, &product)]
+            };
+            self.finish::<CHUNKS>(sums);
+            self.rows.start += batch;
+        }
+    }
+
+    /// Counts rows whose dgamma and dbeta were added to the group.
+    #[inline(always)]
+    fn count_rows(&mut self, rows: usize) {
+        *self.in_group += rows;
+        if *self.in_group >= GROUP
+            && let Some(sums) = &mut self.backward.sums
+        {
+            sums.close_group(self.isa);
+            *self.in_group = 0;
+        }
+    }
+
+    /// What the gradients of the batch are made of.
+    #[inline(always)]
+    fn finish<const CHUNKS: usize>(&mut self, [sum_g, sum_h, sum_product]: [I::F64; 3]) {
+        let isa = self.isa;
+        let Plan { width, batch, .. } = self.plan.known::<T, CHUNKS>();
+        let first = self.rows.start;
+        let (mut mean, mut rstd) = ([T::ZERO; BATCH], [T::from_f64(1.0); BATCH]);
+        mean[..batch].copy_from_slice(&self.backward.mean[first..first + batch]);
+        rstd[..batch].copy_from_slice(&self.backward.rstd[first..first + batch]);
+        let per_element = I::F64::splat(isa, 1.0 / width as f64);
+        let minus_per_element = I::F64::splat(isa, -1.0 / width as f64);
+        let product = sum_product - sum_h * per_element * sum_g;
+        self.batch.rows = Coefficients {
+            mean,
+            rstd,
+            minus_correction: stats::rounded(sum_h * minus_per_element),
+            minus_mean_g: stats::rounded(sum_g * minus_per_element),
+            mean_product: stats::rounded(product * per_element),
+        };
+        // Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel.
+        const SMALL: f64 = 1e-18;
+        let largest = if T::HAS_WIDE_RANGE { f64::MAX } else { f32::MAX.into() };
+        let (sum_g, product) = (stats::values(sum_g), stats::values(product));
+        let mut ordinary = true;
+        for i in 0..BATCH {
+            let size = product[i].abs() + sum_g[i].abs();
+            ordinary &= (careful::is_ordinary_rstd(rstd[i]) & (size >= SMALL) & (size <= largest)) | (i >= batch);
+        }
+        self.batch.is_ordinary = [true; BATCH];
+        self.batch.ordinary = ordinary;
+        if !ordinary {
+            for i in 0..batch {
+                let size = product[i].abs() + sum_g[i].abs();
+                let dy = &self.backward.dy[(first + i) * width..][..width];
+                self.batch.is_ordinary[i] = careful::is_ordinary_rstd(rstd[i])
+                    && size <= largest
+                    && !(size < SMALL && careful::is_tiny(dy, self.backward.parameters.gamma));
+            }
+            self.batch.ordinary = self.batch.is_ordinary == [true; BATCH];
+        }
+    }
+
+    /// Writes the gradients of the batch before, row by row where some of them are not ordinary.
+    #[inline(always)]
+    fn careful_batch<const WRITE: u8, const MODE: u8>(&mut self) {
+        let isa = self.isa;
+        let Plan { width, batch, .. } = self.plan;
+        let mut start = 0;
+        while start < batch {
+            let mut end = start + 1;
+            if self.batch.is_ordinary[start] {
+                while end < batch && self.batch.is_ordinary[end] {
+                    end += 1;
+                }
+                isa.run(Step::<_, _, WRITE, false, MODE>(self, start..end));
+            } else {
+                let row = self.rows.start - batch + start;
+                let span = row * width..(row + 1) * width;
+                let Backward { parameters, x, dy, dx, sums, .. } = &mut *self.backward;
+                let targets = Targets {
+                    dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span.clone()], *accumulate)),
+                    sums: sums.as_mut().map(|sums| sums.of_group(width)),
+                };
+                rescued_row(parameters, &x[span.clone()], &dy[span], targets);
+                if MODE == FULL {
+                    self.count_rows(1);
+                }
+            }
+            start = end;
+        }
+    }
+}
+
+/// Brings staged elements of dx where they belong.
+#[inline(always)]
+fn put<T: Element, I: Isa>(isa: I, staged: &[T], dx: &mut [T], accumulate: bool) {
+    if accumulate { copy::add_to(isa, staged, dx) } else { copy::copy(isa, staged, dx, true) }
 }

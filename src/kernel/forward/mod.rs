@@ -10,12 +10,12 @@
 mod piece;
 
 use super::careful::{self, CarefulRow};
-use super::copy;
 use super::stats::{self, CompensatedSum, LaneSums, Moments, TakeAgain};
 use super::wide::Wide;
+use super::{NOT_WRITTEN, STORED, STREAMED, copy, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
-use piece::{Coefficients, NOT_WRITTEN, Piece, STORED, STREAMED};
+use piece::{Coefficients, Piece};
 use std::ops::Range;
 
 /// What forward needs besides x: the same for all rows.
@@ -67,7 +67,15 @@ impl<T: Element> Kernel for Forward<'_, T> {
             return self.narrow_rows();
         }
         let is_aligned = super::misaligned(self.y) == 0 && self.parameters.width.is_multiple_of(T::LANES);
-        match (self.place, self.parameters.gamma.is_some()) {
+        let is_affine = self.parameters.gamma.is_some();
+        if !I::SPECIALIZED {
+            // One loop does for those that neither ask for memory ahead nor write past the caches.
+            return match is_affine {
+                false => self.all_rows::<I, STORED, false, false>(isa),
+                true => self.all_rows::<I, STORED, true, false>(isa),
+            };
+        }
+        match (self.place, is_affine) {
             (Place::Near, false) => self.all_rows::<I, STORED, false, false>(isa),
             (Place::Near, true) => self.all_rows::<I, STORED, true, false>(isa),
             (Place::Memory, false) if is_aligned => self.all_rows::<I, STREAMED, false, true>(isa),
@@ -176,7 +184,6 @@ impl<T: Element> Forward<'_, T> {
             let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH;
             match width / T::LANES {
                 4 if is_known => self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full),
-                8 if is_known => self.batches::<I, 8, WRITE, AFFINE, AHEAD>(isa, plan, full),
                 16 if is_known => self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full),
                 _ => self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full),
             }
@@ -203,11 +210,11 @@ impl<T: Element> Forward<'_, T> {
         };
         let pilot = stats::pilot(isa, &self.x[rows.start * plan.width..][..plan.width]);
         let mut pipeline = Pipeline { isa, plan, rows, pilot, batch: Batch::default(), staged, forward: self };
-        pipeline.step::<CHUNKS, NOT_WRITTEN, true, false, AHEAD>();
+        isa.run(Step::<_, _, NOT_WRITTEN, true, false, AHEAD>(&mut pipeline));
         while !pipeline.rows.is_empty() {
             pipeline.step::<CHUNKS, WRITE, true, AFFINE, AHEAD>();
         }
-        pipeline.step::<CHUNKS, WRITE, false, AFFINE, false>();
+        isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
         *self.staged = buffer;
     }
 
@@ -245,6 +252,24 @@ struct Pipeline<'f, 'a, T, I> {
     /// A batch of short rows, or a tile of a long one, on the way past the caches.
     staged: &'f mut [T],
     forward: &'f mut Forward<'a, T>,
+}
+
+/// A step of a pipeline as a function of its own, for the first and the last, which are taken once: so they are compiled
+/// once for all widths.
+#[derive(Debug)]
+struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool>(
+    &'p mut Pipeline<'f, 'a, T, J>,
+);
+
+impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool> Kernel
+    for Step<'_, '_, '_, T, J, WRITE, SUM, AFFINE, AHEAD>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.0.step::<0, WRITE, SUM, AFFINE, AHEAD>();
+    }
 }
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
@@ -311,7 +336,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 }
             }
             if SUM && is_long && (end == width || end.is_multiple_of(super::segment::<T>())) {
-                let parts = [T::Lanes::sums(&sum), T::Lanes::sums(&squares)];
+                let parts = [stats::values(T::Lanes::sums(isa, &sum)), stats::values(T::Lanes::sums(isa, &squares))];
                 for k in 0..2 {
                     for i in 0..BATCH {
                         of_segments[k][i].add(parts[k][i]);
@@ -336,7 +361,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let [sum, squares] = if is_long {
                 of_segments.map(|totals| totals.map(CompensatedSum::value))
             } else {
-                [T::Lanes::sums(&sum), T::Lanes::sums(&squares)]
+                [stats::values(T::Lanes::sums(isa, &sum)), stats::values(T::Lanes::sums(isa, &squares))]
             };
             self.finish::<CHUNKS>(Moments { pilot: pilots, sum, squares });
             self.rows.start += batch;
@@ -356,7 +381,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let x = &self.forward.x[first * width..][..batch * width];
             moments = self.isa.run(TakeAgain { moments, x, width });
         }
-        let found = moments.statistics(width);
+        let found = moments.statistics(self.isa, width);
         let epsilon = self.forward.parameters.epsilon;
         let (mut roots, mut with_epsilon) = ([0.0; BATCH], [0.0; BATCH]);
         for i in 0..BATCH {
@@ -379,19 +404,6 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         save(&mut self.forward.mean, first, &reported_mean[..batch]);
         save(&mut self.forward.rstd, first, &self.batch.rstd[..batch]);
     }
-}
-
-/// The first `len` elements of a buffer at a multiple of 64 bytes.
-#[inline(always)]
-fn room<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
-    if len == 0 {
-        return &mut [];
-    }
-    if buffer.len() < len + T::LANES {
-        buffer.resize(len + T::LANES, T::ZERO);
-    }
-    let start = super::misaligned(buffer);
-    &mut buffer[start..start + len]
 }
 
 /// Writes the statistics of rows from `first` on, where they are wanted.

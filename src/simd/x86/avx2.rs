@@ -84,7 +84,7 @@ mod f32x16 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
-        fn sums(registers: &[super::F32x16; BATCH]) -> [f64; BATCH] {
+        fn sums(registers: &[super::F32x16; BATCH]) -> [__m256d; 2] {
             let mut fours = [_mm256_setzero_pd(); BATCH];
             for i in 0..BATCH {
                 fours[i] = four_sums(isa, registers[i].0);
@@ -174,7 +174,7 @@ mod f64x8 {
         fn lane_sum(a: [__m256d; 2]) -> f64 {
             sum(isa, a)
         }
-        fn sums(registers: &[super::F64x8; BATCH]) -> [f64; BATCH] {
+        fn sums(registers: &[super::F64x8; BATCH]) -> [__m256d; 2] {
             let mut fours = [_mm256_setzero_pd(); BATCH];
             for i in 0..BATCH {
                 let [a, b] = registers[i].0;
@@ -182,17 +182,15 @@ mod f64x8 {
             }
             sums_of_fours(isa, fours)
         }
-        fn sums_of_fours(fours: [__m256d; BATCH]) -> [f64; BATCH] {
-            let mut found = [0.0; BATCH];
+        fn sums_of_fours(fours: [__m256d; BATCH]) -> [__m256d; 2] {
+            let mut found = [_mm256_setzero_pd(); 2];
             for i in 0..2 {
                 // Halves of two registers side by side, added; then the halves of those: register r ends in lane r.
                 let pair = |a: __m256d, b: __m256d| {
                     _mm256_add_pd(_mm256_permute2f128_pd::<0x20>(a, b), _mm256_permute2f128_pd::<0x31>(a, b))
                 };
                 let (a, b) = (pair(fours[4 * i], fours[4 * i + 2]), pair(fours[4 * i + 1], fours[4 * i + 3]));
-                let sums = _mm256_add_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
-                // SAFETY: half of the array is 32 writable bytes, and the store asks for no alignment.
-                unsafe { _mm256_storeu_pd(found[4 * i..4 * i + 4].as_mut_ptr(), sums) };
+                found[i] = _mm256_add_pd(_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
             }
             found
         }

@@ -166,8 +166,8 @@ macro_rules! register {
             }
 
             #[inline(always)]
-            fn sums(registers: &[Self; BATCH]) -> [f64; BATCH] {
-                $functions::sums(registers[0].1, registers)
+            fn sums(isa: $token, registers: &[Self; BATCH]) -> F64x8 {
+                F64x8($functions::sums(isa, registers), isa)
             }
         }
     };

@@ -1,0 +1,130 @@
+//! The loop that writes gradients alone: tiles of a few chunks of columns, all rows of the batch to a tile, so that a tile's
+//! dgamma and dbeta stay in registers from the first row to the last.
+
+use super::piece::Coefficients;
+use super::{FULL, PLAIN};
+use crate::Element;
+use crate::kernel::STREAMED;
+use crate::simd::{BATCH, Isa, Lanes};
+use std::ops::Range;
+
+/// 64-byte chunks in a tile: with dgamma and dbeta, half of the registers of AVX2.
+const TILE: usize = 4;
+
+/// A batch of rows, and gamma, dgamma and dbeta.
+#[derive(Debug)]
+pub(super) struct Block<'a, T, I> {
+    pub(super) isa: I,
+    pub(super) width: usize,
+    pub(super) x: &'a [T],
+    pub(super) dy: &'a [T],
+    /// The columns from `dx_start` on, at least those that are written; `dx_stride` elements from row to row.
+    pub(super) dx: &'a mut [T],
+    pub(super) dx_start: usize,
+    pub(super) dx_stride: usize,
+    /// The rows of the batch whose gradients are written.
+    pub(super) written: Range<usize>,
+    pub(super) rows: &'a Coefficients<[T; BATCH]>,
+    pub(super) gamma: &'a [T],
+    pub(super) dgamma: &'a mut [T],
+    pub(super) dbeta: &'a mut [T],
+}
+
+impl<T: Element, I: Isa> Block<'_, T, I> {
+    /// Some of the columns.
+    #[inline(always)]
+    pub(super) fn columns<const WRITE: u8, const MODE: u8>(&mut self, columns: Range<usize>) {
+        let mut column = columns.start;
+        while column + TILE * T::LANES <= columns.end {
+            self.tile::<WRITE, MODE, TILE>(column);
+            column += TILE * T::LANES;
+        }
+        while column + T::LANES <= columns.end {
+            self.tile::<WRITE, MODE, 1>(column);
+            column += T::LANES;
+        }
+        if column < columns.end {
+            self.tail::<MODE>(column..columns.end);
+        }
+    }
+
+    /// `CHUNKS` chunks of columns.
+    #[inline(always)]
+    fn tile<const WRITE: u8, const MODE: u8, const CHUNKS: usize>(&mut self, column: usize) {
+        let (isa, width) = (self.isa, self.width);
+        let load = |chunk| T::Lanes::load(isa, chunk);
+        let len = CHUNKS * T::LANES;
+        let zero = T::Lanes::splat(isa, T::ZERO);
+        let mut gamma = [zero; CHUNKS];
+        let [mut dgamma, mut dbeta] = [[zero; CHUNKS]; 2];
+        if MODE != PLAIN {
+            let chunks = chunks::<T, CHUNKS>(&self.gamma[column..column + len]);
+            for n in 0..CHUNKS {
+                gamma[n] = load(&chunks[n]);
+            }
+        }
+        for i in self.written.clone() {
+            let place = i * width + column..i * width + column + len;
+            let row = self.rows.splat(isa, i);
+            let x = chunks::<T, CHUNKS>(&self.x[place.clone()]);
+            let dy = chunks::<T, CHUNKS>(&self.dy[place]);
+            let dx = chunks_mut::<T, CHUNKS>(&mut self.dx[i * self.dx_stride + column - self.dx_start..][..len]);
+            for n in 0..CHUNKS {
+                let dy = load(&dy[n]);
+                let (xhat, value) = row.gradient(load(&x[n]), dy, (MODE != PLAIN).then_some(gamma[n]));
+                if MODE == FULL {
+                    dgamma[n] = dy.mul_add(xhat, dgamma[n]);
+                    dbeta[n] = dbeta[n] + dy;
+                }
+                if WRITE == STREAMED { value.stream(&mut dx[n]) } else { value.store(&mut dx[n]) }
+            }
+        }
+        if MODE != FULL {
+            return;
+        }
+        let a = chunks_mut::<T, CHUNKS>(&mut self.dgamma[column..column + len]);
+        let b = chunks_mut::<T, CHUNKS>(&mut self.dbeta[column..column + len]);
+        for n in 0..CHUNKS {
+            let (a, b) = (&mut a[n], &mut b[n]);
+            (T::Lanes::load(isa, a) + dgamma[n]).store(a);
+            (T::Lanes::load(isa, b) + dbeta[n]).store(b);
+        }
+    }
+
+    /// Fewer columns than a register has lanes.
+    #[inline(always)]
+    fn tail<const MODE: u8>(&mut self, columns: Range<usize>) {
+        let (isa, width) = (self.isa, self.width);
+        let zero = T::Lanes::splat(isa, T::ZERO);
+        let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
+        let gamma = if MODE == PLAIN { None } else { Some(load(&self.gamma[columns.clone()])) };
+        let (mut dgamma, mut dbeta) = (zero, zero);
+        for i in self.written.clone() {
+            let place = i * width + columns.start..i * width + columns.end;
+            let dy = load(&self.dy[place.clone()]);
+            let (xhat, value) = self.rows.splat(isa, i).gradient(load(&self.x[place]), dy, gamma);
+            dgamma = dy.mul_add(xhat, dgamma);
+            dbeta = dbeta + dy;
+            let dx = i * self.dx_stride + columns.start - self.dx_start;
+            value.store_tail(&mut self.dx[dx..dx + columns.len()]);
+        }
+        if MODE != FULL {
+            return;
+        }
+        let (a, b) = (&mut self.dgamma[columns.clone()], &mut self.dbeta[columns]);
+        (load(a) + dgamma).store_tail(a);
+        (load(b) + dbeta).store_tail(b);
+    }
+}
+
+/// A slice of exactly so many chunks.
+#[inline(always)]
+fn chunks<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[T::Chunk; CHUNKS] {
+    T::chunks(slice).0.first_chunk().expect("the caller cut as many columns as CHUNKS chunks have")
+}
+
+/// A mutable slice of exactly so many chunks.
+#[inline(always)]
+fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [T::Chunk; CHUNKS] {
+    T::chunks_mut(slice).0.first_chunk_mut().expect("the caller cut as many columns as CHUNKS chunks have")
+}

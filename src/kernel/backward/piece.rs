@@ -1,0 +1,245 @@
+//! The loop over the columns of a row that takes its sums, and may write dx of a row of the batch before at the same time.
+
+use super::PLAIN;
+use crate::Element;
+use crate::kernel::streams::{Streams, Used};
+use crate::kernel::{NOT_WRITTEN, STREAMED};
+use crate::simd::{BATCH, Isa, Lanes};
+use std::ops::Add;
+
+/// Chunks that are summed pairwise before they are added to a running sum.
+pub(super) const GROUP: usize = 4;
+/// Groups after which running sums are emptied into totals: see `stats`.
+pub(super) const RUN: usize = 8;
+
+/// What the gradients of a row are made of: those of each row of a batch, or of one row in every lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Coefficients<L> {
+    pub(super) mean: L,
+    pub(super) rstd: L,
+    /// `-mean(h)`.
+    pub(super) minus_correction: L,
+    /// `-mean(g)`.
+    pub(super) minus_mean_g: L,
+    /// `mean(g * xhat)`.
+    pub(super) mean_product: L,
+}
+
+impl<T: Element> Coefficients<[T; BATCH]> {
+    /// Those of row `i` in every lane.
+    #[inline(always)]
+    pub(super) fn splat<I: Isa>(&self, isa: I, i: usize) -> Coefficients<T::Lanes<I>> {
+        Coefficients {
+            mean: T::Lanes::splat(isa, self.mean[i]),
+            rstd: T::Lanes::splat(isa, self.rstd[i]),
+            minus_correction: T::Lanes::splat(isa, self.minus_correction[i]),
+            minus_mean_g: T::Lanes::splat(isa, self.minus_mean_g[i]),
+            mean_product: T::Lanes::splat(isa, self.mean_product[i]),
+        }
+    }
+}
+
+impl<L> Coefficients<L> {
+    /// The normalized value, and dx.
+    #[inline(always)]
+    pub(super) fn gradient<T: Element, I: Isa>(&self, x: L, dy: L, gamma: Option<L>) -> (L, L)
+    where
+        L: Lanes<T, I>,
+    {
+        let xhat = (x - self.mean).mul_add(self.rstd, self.minus_correction);
+        // `g - mean(g)` in one rounding: it is where most of the digits go.
+        let centred = match gamma {
+            Some(gamma) => dy.mul_add(gamma, self.minus_mean_g),
+            None => dy + self.minus_mean_g,
+        };
+        (xhat, xhat.neg_mul_add(self.mean_product, centred) * self.rstd)
+    }
+}
+
+/// `g` and `h` of a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms<L> {
+    g: L,
+    h: L,
+}
+
+impl<L> Terms<L> {
+    /// Those of a row with the statistics `about`: mean and `rstd`.
+    #[inline(always)]
+    pub(super) fn new<T: Element, I: Isa>([mean, rstd]: [L; 2], x: L, dy: L, gamma: Option<L>) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        let g = match gamma {
+            Some(gamma) => dy * gamma,
+            None => dy,
+        };
+        Self { g, h: (x - mean) * rstd }
+    }
+}
+
+/// `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowSums<L> {
+    pub(super) g: L,
+    pub(super) h: L,
+    pub(super) product: L,
+}
+
+impl<L: Add<Output = L>> Add for RowSums<L> {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self { g: self.g + other.g, h: self.h + other.h, product: self.product + other.product }
+    }
+}
+
+impl<L> RowSums<L> {
+    #[inline(always)]
+    pub(super) fn zero<T: Element, I: Isa>(isa: I) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        let zero = L::splat(isa, T::ZERO);
+        Self { g: zero, h: zero, product: zero }
+    }
+
+    /// With one chunk more.
+    #[inline(always)]
+    pub(super) fn plus<T: Element, I: Isa>(self, terms: Terms<L>) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        Self { g: self.g + terms.g, h: self.h + terms.h, product: terms.g.mul_add(terms.h, self.product) }
+    }
+
+    /// With a group more, whose chunks are summed pairwise.
+    #[inline(always)]
+    pub(super) fn plus_group<T: Element, I: Isa>(self, [a, b, c, d]: [Terms<L>; GROUP]) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        let pair = |a: Terms<L>, b: Terms<L>| a.g.mul_add(a.h, b.g * b.h);
+        Self {
+            g: self.g + ((a.g + b.g) + (c.g + d.g)),
+            h: self.h + ((a.h + b.h) + (c.h + d.h)),
+            product: self.product + (pair(a, b) + pair(c, d)),
+        }
+    }
+}
+
+/// The same columns of two rows, and of gamma. What is not used is empty.
+#[derive(Debug)]
+pub(super) struct Piece<'a, T> {
+    /// Columns of the row whose dx is written.
+    pub(super) x: &'a [T],
+    pub(super) dy: &'a [T],
+    pub(super) dx: &'a mut [T],
+    pub(super) gamma: &'a [T],
+    /// Columns of the row whose sums are taken.
+    pub(super) summed_x: &'a [T],
+    pub(super) summed_dy: &'a [T],
+}
+
+/// What is done to each chunk.
+#[derive(Clone, Copy, Debug)]
+struct Loop<T: Element, I: Isa, const WRITE: u8, const MODE: u8> {
+    isa: I,
+    coefficients: Coefficients<T::Lanes<I>>,
+    /// The statistics of the row whose sums are taken.
+    about: [T::Lanes<I>; 2],
+}
+
+/// x, dy, gamma, summed x and dy are read; dx is written.
+type Arrays<'a, C> = Streams<'a, C, 5, 1>;
+
+impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE> {
+    const GAMMA: bool = MODE != PLAIN;
+    const USED: Used<5, 1> = Used {
+        read: [WRITE != NOT_WRITTEN, WRITE != NOT_WRITTEN, Self::GAMMA, true, true],
+        written: [WRITE != NOT_WRITTEN],
+    };
+
+    /// One chunk of each: dx is written, and what the other row's sums take is given.
+    #[inline(always)]
+    fn chunk(self, arrays: &mut Arrays<'_, T::Chunk>, k: usize) -> Terms<T::Lanes<I>> {
+        let load = |chunk| T::Lanes::load(self.isa, chunk);
+        let [x, dy, gamma, summed_x, summed_dy] = arrays.read;
+        let gamma = if Self::GAMMA { Some(load(&gamma[k])) } else { None };
+        // Loads before stores: where all arrays are at the same distance from a multiple of 4 KiB, a load after a store to
+        // the same distance would wait for it.
+        let terms = Terms::new(self.about, load(&summed_x[k]), load(&summed_dy[k]), gamma);
+        if WRITE != NOT_WRITTEN {
+            let (_, value) = self.coefficients.gradient(load(&x[k]), load(&dy[k]), gamma);
+            let dx = &mut arrays.written[0][k];
+            if WRITE == STREAMED { value.stream(dx) } else { value.store(dx) }
+        }
+        terms
+    }
+
+    /// The same of fewer elements than a register has.
+    #[inline(always)]
+    fn tail(self, arrays: Arrays<'_, T>, sums: &mut RowSums<T::Lanes<I>>) {
+        let zero = T::Lanes::splat(self.isa, T::ZERO);
+        let load = |values: &[T]| T::Lanes::load_tail(self.isa, values, zero);
+        let [x, dy, gamma, summed_x, summed_dy] = arrays.read;
+        let gamma = if Self::GAMMA && !gamma.is_empty() { Some(load(gamma)) } else { None };
+        if !summed_x.is_empty() {
+            // Lanes without an element have h and g zero.
+            let x = T::Lanes::load_tail(self.isa, summed_x, self.about[0]);
+            *sums = sums.plus(Terms::new(self.about, x, load(summed_dy), gamma));
+        }
+        if WRITE != NOT_WRITTEN && !x.is_empty() {
+            let [dx] = arrays.written;
+            self.coefficients.gradient(load(x), load(dy), gamma).1.store_tail(dx);
+        }
+    }
+}
+
+impl<T: Element> Piece<'_, T> {
+    /// Writes dx, and gives `sums` with those of the other row, whose mean and `rstd` are `about`, added.
+    ///
+    /// A streamed piece has dx aligned to 64 bytes, and no tail.
+    #[inline(always)]
+    pub(super) fn run<I: Isa, const WRITE: u8, const MODE: u8>(
+        self,
+        isa: I,
+        coefficients: Coefficients<T::Lanes<I>>,
+        about: [T::Lanes<I>; 2],
+        mut sums: RowSums<T::Lanes<I>>,
+    ) -> RowSums<T::Lanes<I>> {
+        let this = Loop::<T, I, WRITE, MODE> { isa, coefficients, about };
+        let used = Loop::<T, I, WRITE, MODE>::USED;
+        let Self { x, dy, dx, gamma, summed_x, summed_dy } = self;
+        let len = summed_x.len() / T::LANES;
+        let arrays = Arrays { read: [x, dy, gamma, summed_x, summed_dy], written: [dx] };
+        let (chunks, tails) = arrays.into_chunks();
+        let (groups, rest) = chunks.cut(used, len).into_groups::<GROUP>();
+        let (group_count, rest_len) = (len / GROUP, len % GROUP);
+        let (mut groups, mut rest) = (groups.cut(used, group_count), rest.cut(used, rest_len));
+        for first in (0..len.div_ceil(GROUP)).step_by(RUN) {
+            let mut run = RowSums::zero(isa);
+            for k in first..group_count.min(first + RUN) {
+                let mut group = groups.group(used, k);
+                let terms = [
+                    this.chunk(&mut group, 0),
+                    this.chunk(&mut group, 1),
+                    this.chunk(&mut group, 2),
+                    this.chunk(&mut group, 3),
+                ];
+                run = run.plus_group(terms);
+            }
+            if group_count < first + RUN {
+                for i in 0..GROUP - 1 {
+                    if i < rest_len {
+                        run = run.plus(this.chunk(&mut rest, i));
+                    }
+                }
+            }
+            sums = sums + run;
+        }
+        this.tail(tails, &mut sums);
+        sums
+    }
+}
