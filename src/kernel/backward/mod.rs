@@ -14,10 +14,14 @@
 //! anyway; so backward sees the same corrected mean as forward, and a mean that another library computed less well
 //! does no harm.
 //!
-//! As in [`forward`](super::forward), rows go in batches: while the gradients of one are written, the three sums of each
-//! row of the next are taken in the same loop ([`piece`]), and long rows go in tiles of columns. dgamma and dbeta are added
-//! up over groups of [`GROUP`] rows, and the groups with a compensated sum: no running sum is so long that its rounding
-//! errors, all of one sign where rows are alike, could add up to much.
+//! Rows go in batches. The sums of a batch are taken row by row ([`piece`]), and its gradients are written in tiles of
+//! columns, all rows to a tile ([`block`]). Where dx alone is wanted and all is near, dx of a batch is written in the same
+//! loop that takes the sums of the next, as in [`forward`](super::forward): measured, that is a quarter faster there, and
+//! slower wherever x and dy come from further away. Nor does it pay here to ask for what comes next in memory.
+//!
+//! dgamma and dbeta are added up in registers over a batch, in memory over groups of [`GROUP`] rows, and the groups with a
+//! compensated sum: no running sum is so long that its rounding errors, all of one sign where rows are alike, could add
+//! up to much.
 
 mod block;
 mod careful_rows;
