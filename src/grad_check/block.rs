@@ -118,6 +118,16 @@ impl<'p, T: Element> Block<'p, T> {
         self.rows.len()
     }
 
+    /// The number of the first row.
+    pub(super) fn start(&self) -> usize {
+        self.rows.start
+    }
+
+    /// The number of the perturbed input.
+    pub(super) fn input(&self) -> usize {
+        self.k
+    }
+
     /// Elements in a row of the perturbed input.
     pub(super) fn row_len(&self) -> usize {
         self.problem.declared[self.k].row_len()
@@ -151,6 +161,10 @@ impl<'p, T: Element> Block<'p, T> {
         for (row, &step) in steps.iter().enumerate() {
             let sigma = self.sigma(row, 0.5 * self.widths[row]);
             let found = &mut self.found[row];
+            if self.widths[row] == 0.0 {
+                *found = Difference::without_step(step);
+                continue;
+            }
             found.sigma = sigma;
             found.truncation = (self.wide[row] - found.numeric).abs() / 3.0;
             found.step = step;

@@ -109,11 +109,12 @@ impl<T: Element> Local<'_, T> {
         let narrow = self.column_quotients(k, steps, 1.0)?;
         let pairs = wide.iter().zip(&narrow).zip(steps.iter().zip(variance));
         Ok(pairs
-            .map(|((&(wide, _), &(numeric, width)), (&step, variance))| Difference {
-                numeric,
-                sigma: variance.sqrt() / (std::f64::consts::SQRT_2 * 0.5 * width),
-                truncation: (wide - numeric).abs() / 3.0,
-                step,
+            .map(|((&(wide, _), &(numeric, width)), (&step, variance))| {
+                if width == 0.0 {
+                    return Difference::without_step(step);
+                }
+                let sigma = variance.sqrt() / (std::f64::consts::SQRT_2 * 0.5 * width);
+                Difference { numeric, sigma, truncation: (wide - numeric).abs() / 3.0, step }
             })
             .collect())
     }

@@ -10,11 +10,12 @@ use ndarray::ArrayD;
 use super::components::{pilot_step, scales};
 use super::error::{CheckError, Probe};
 use super::exhaustive::change_of_loss;
+use super::judge::Judge;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::report::Direction;
 use super::step::{Step, sharper};
-use super::verdict::{Component, Tolerance};
+use super::verdict::Component;
 use crate::Element;
 use crate::numpy_random::default_rng;
 
@@ -37,6 +38,8 @@ struct Change {
     analytic: f64,
     /// The root of the sum of the squares of what the components add: what `analytic` amounts to if the signs are random.
     size: f64,
+    /// The same of what rounding may have done to the components.
+    rounding: f64,
 }
 
 impl<'a, T: Element> Directional<'a, T> {
@@ -58,27 +61,22 @@ impl<'a, T: Element> Directional<'a, T> {
     }
 
     /// Judges `count` directions.
-    pub(super) fn judge(
-        &mut self,
-        count: usize,
-        step: Step,
-        tolerance: Tolerance,
-    ) -> Result<Vec<Direction>, CheckError> {
+    pub(super) fn judge(&mut self, count: usize, step: Step, judge: &Judge) -> Result<Vec<Direction>, CheckError> {
         self.problem.expect_forwards(4 * count as u64);
-        (0..count).map(|number| self.direction(number, step, tolerance)).collect()
+        (0..count).map(|number| self.direction(number, step, judge)).collect()
     }
 
-    fn direction(&mut self, number: usize, step: Step, tolerance: Tolerance) -> Result<Direction, CheckError> {
+    fn direction(&mut self, number: usize, step: Step, judge: &Judge) -> Result<Direction, CheckError> {
         let mut step = match step {
             Step::Fixed(eps) => eps,
             Step::Balanced => pilot_step::<T>(),
         };
-        let mut best = self.at(number, step, tolerance)?;
+        let mut best = self.at(number, step, judge)?;
         if best.floor > best.tolerance {
             // One better step at most: a direction has but one number to get right.
             let sigma = best.sigma / step;
             step = sharper(step, sigma, best.truncation / step);
-            let again = self.at(number, step, tolerance)?;
+            let again = self.at(number, step, judge)?;
             if again.floor < best.floor {
                 best = again;
             }
@@ -94,28 +92,25 @@ impl<'a, T: Element> Directional<'a, T> {
     }
 
     /// The slopes along a direction, per unit of it.
-    fn at(&mut self, number: usize, step: f64, tolerance: Tolerance) -> Result<Found, CheckError> {
-        let wide = self.change(number, 2.0 * step)?;
-        let narrow = self.change(number, step)?;
+    fn at(&mut self, number: usize, step: f64, judge: &Judge) -> Result<Found, CheckError> {
+        let wide = self.change(number, 2.0 * step, judge)?;
+        let narrow = self.change(number, step, judge)?;
         // Both residuals are linear in an error of the gradient: only the truncation is left of their difference.
         let truncation = (0.5 * (wide.numeric - wide.analytic) - (narrow.numeric - narrow.analytic)).abs() / 3.0;
         let sigma = std::f64::consts::SQRT_2 * self.noise;
         let unit = 2.0 * step;
         let scale = narrow.numeric.abs().max(narrow.analytic.abs()).max(narrow.size) / unit;
-        let component = Component {
-            analytic: narrow.analytic / unit,
-            numeric: narrow.numeric / unit,
-            floor: (6.0 * sigma + 2.0 * truncation) / unit,
-            tolerance: tolerance.at(scale),
-        };
+        let parts = [narrow.analytic, narrow.numeric, 6.0 * sigma + 2.0 * truncation].map(|part| part / unit);
+        let component = judge.along(scale, narrow.rounding / unit, parts);
         let (floor, tolerance) = (component.floor, component.tolerance);
         Ok(Found { component, floor, tolerance, sigma, truncation })
     }
 
-    fn change(&mut self, number: usize, step: f64) -> Result<Change, CheckError> {
+    fn change(&mut self, number: usize, step: f64, judge: &Judge) -> Result<Change, CheckError> {
         let (problem, k) = (self.problem, self.k);
         let row_len = problem.declared[k].row_len();
-        let (mut analytic, mut square) = (0.0, 0.0);
+        let (mut analytic, mut square, mut rounding) = (0.0, 0.0, 0.0);
+        let len = problem.input(k).len();
         let mut rng = default_rng((number as u64) << 8 | k as u64);
         let moves: Vec<(T, T)> = problem
             .input(k)
@@ -127,9 +122,11 @@ impl<'a, T: Element> Directional<'a, T> {
                 let size = step * scale * sign * (0.5 + rng.next_uniform());
                 let (above, below) = (T::from_f64(x.to_f64() + size), T::from_f64(x.to_f64() - size));
                 // The points as they are stored.
-                let part = self.analytic[element] * (above.to_f64() - below.to_f64());
+                let width = above.to_f64() - below.to_f64();
+                let part = self.analytic[element] * width;
                 analytic += part;
                 square += part * part;
+                rounding += (judge.rounding(element, len) * width).powi(2);
                 (above, below)
             })
             .collect();
@@ -139,7 +136,8 @@ impl<'a, T: Element> Directional<'a, T> {
         self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (_, below))| *x = *below);
         problem.forward(&self.inputs, &mut self.minus, probe(-step))?;
         let (plus, minus) = (self.plus.as_slice().unwrap_or_default(), self.minus.as_slice().unwrap_or_default());
-        Ok(Change { numeric: change_of_loss(plus, minus, problem.dy()), analytic, size: square.sqrt() })
+        let numeric = change_of_loss(plus, minus, problem.dy());
+        Ok(Change { numeric, analytic, size: square.sqrt(), rounding: rounding.sqrt() })
     }
 }
 

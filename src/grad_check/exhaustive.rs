@@ -12,6 +12,7 @@ use super::error::{CheckError, Probe};
 use super::noise::Noise;
 use super::operation::Locality;
 use super::problem::Problem;
+use super::verdict::NO_STEP;
 use super::workers::deal_out;
 use crate::Element;
 
@@ -39,8 +40,16 @@ pub(super) struct Difference {
 impl Difference {
     pub(super) const UNKNOWN: Self = Self { numeric: f64::NAN, sigma: f64::NAN, truncation: f64::NAN, step: f64::NAN };
 
+    /// A step so small that it changed nothing.
+    pub(super) fn without_step(step: f64) -> Self {
+        Self { numeric: f64::NAN, sigma: f64::INFINITY, truncation: 0.0, step }
+    }
+
     /// The least error of an analytic gradient that this difference can show.
     pub(super) fn floor(&self) -> f64 {
+        if self.numeric.is_nan() && self.sigma == f64::INFINITY {
+            return NO_STEP;
+        }
         6.0 * self.sigma + 2.0 * self.truncation
     }
 
@@ -125,6 +134,9 @@ impl<T: Element> Worker<T> {
         let wide = self.quotient(problem, Request { step: 2.0 * request.step, ..request })?;
         let mut variance = self.changed_variance(noise);
         let narrow = self.quotient(problem, request)?;
+        if narrow.half_step == 0.0 {
+            return Ok(Difference::without_step(request.step));
+        }
         // The declared row takes part even where rounding hid that it moved.
         variance = match problem.declared[request.input].locality {
             Locality::Rows(_) => noise.rows[request.element / problem.declared[request.input].row_len()]

@@ -56,13 +56,16 @@ fn is_filled(number: usize, (bit, set): (u32, bool)) -> bool {
 fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
     let mut inputs = problem.inputs.to_vec();
     let mut dy = problem.upstream.clone().into_owned();
-    let mut y = problem.poisoned_output();
-    problem.forward(&inputs, &mut y, || None)?;
-    let bits = |inputs: &[ArrayD<T>], dy: &ArrayD<T>, y: &ArrayD<T>| -> Result<[Vec<u64>; 2], CheckError> {
+    let bits = |inputs: &[ArrayD<T>], dy: &ArrayD<T>| -> Result<[Vec<u64>; 2], CheckError> {
+        let of_output = {
+            let mut y = problem.poisoned_output();
+            problem.forward(inputs, &mut y, || None)?;
+            output_bits(problem, &y)
+        };
         let gradients = if backward { problem.backward(inputs, dy)? } else { Vec::new() };
-        Ok([output_bits(problem, y), gradient_bits(problem, &gradients)])
+        Ok([of_output, gradient_bits(problem, &gradients)])
     };
-    let before = bits(&inputs, &dy, &y)?;
+    let before = bits(&inputs, &dy)?;
     // For each row, the bits whose passes changed it though it was left alone.
     let mut changed = [vec![0_usize; problem.rows], vec![0; problem.rows]];
     for pass in passes(problem.rows) {
@@ -72,8 +75,7 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
             }
         }
         fill(problem.dy(), &mut dy, problem.width(), pass);
-        problem.forward(&inputs, &mut y, || None)?;
-        let after = bits(&inputs, &dy, &y)?;
+        let after = bits(&inputs, &dy)?;
         for ((changed, before), after) in changed.iter_mut().zip(&before).zip(&after) {
             for row in (0..problem.rows).filter(|&row| !is_filled(row, pass) && before[row] != after[row]) {
                 changed[row] |= 1 << pass.0;

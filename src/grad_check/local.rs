@@ -32,7 +32,7 @@ pub(super) struct Local<'a, T: Element> {
     pub(super) problem: &'a Problem<'a, T>,
     pub(super) noise: &'a Noise,
     pub(super) step: Step,
-    pub(super) judge: Judge,
+    pub(super) judge: &'a Judge,
     /// Whether the operation can be run on a block of rows.
     pub(super) by_blocks: bool,
     /// Whether the declared independence was verified, so that the loss may be split by it.
@@ -159,21 +159,29 @@ impl<T: Element> Local<'_, T> {
         let row_len = block.row_len();
         let mut columns = vec![Vec::new(); row_len];
         // No gradient under test is needed to see that a floor is too high: the numeric one has the same size.
-        self.judge.components_of(measured.numeric, measured.numeric, measured.floor, |element, component| {
-            let undecided = component.floor > component.tolerance;
-            if !undecided {
-                return;
-            }
-            let (row, column) = (element / row_len, element % row_len);
-            let old = measured.step(element);
-            let sigma = block.sigma(row, old);
-            let truncation = (0.5 * (component.floor - 6.0 * sigma)).max(0.0);
-            let step = sharper(old, sigma, truncation);
-            if step.is_normal() && step != old {
-                columns[column].resize(block.rows(), 0.0);
-                columns[column][row] = step;
-            }
-        });
+        let (start, len) = (block.start() * row_len, self.problem.declared[block.input()].len());
+        self.judge.components_of(
+            start,
+            len,
+            measured.numeric,
+            measured.numeric,
+            measured.floor,
+            |element, component| {
+                let undecided = component.floor > component.tolerance;
+                if !undecided {
+                    return;
+                }
+                let (row, column) = (element / row_len, element % row_len);
+                let old = measured.step(element);
+                let sigma = block.sigma(row, old);
+                let truncation = (0.5 * (component.floor - 6.0 * sigma)).max(0.0);
+                let step = sharper(old, sigma, truncation);
+                if step.is_normal() && step != old {
+                    columns[column].resize(block.rows(), 0.0);
+                    columns[column][row] = step;
+                }
+            },
+        );
         columns.into_iter().enumerate().filter(|(_, steps)| !steps.is_empty()).collect()
     }
 }

@@ -19,8 +19,8 @@
 //! |---|---|
 //! | passed | the gradients differ by no more than is accepted, and the floor is below the tolerance |
 //! | wrong | they differ by more than the floor and by more than the tolerance |
-//! | inconclusive | the floor is above the tolerance; or both gradients of a whole row vanish within ten floors |
-//! | invalid | a NaN, an infinity, or a step that changed nothing |
+//! | inconclusive | the floor is above the tolerance; or the step changed nothing; or both gradients of a whole row vanish within ten floors |
+//! | invalid | a NaN or an infinity |
 //!
 //! A run passes only if every component does, if the loss sees every input, and if the check would have caught a gradient
 //! that is spoiled as bugs spoil it. Beside the differences it checks what holds exactly: that the same call gives the
@@ -132,7 +132,7 @@ mod workers;
 pub use assert::{DEFAULT_SEED, assert_pass, random_inputs};
 pub use error::{Call, CheckError, Probe, Stage};
 pub use function::Function;
-pub use identities::layer_norm_identities;
+pub use identities::{layer_norm_identities, layer_norm_terms};
 pub use operation::{Identity, Input, Locality, Operation, Outcome};
 pub use power::{Mutant, Power};
 pub use progress::Progress;

@@ -87,6 +87,18 @@ pub trait Operation<T: Element>: Sync {
         None
     }
 
+    /// What the terms of each gradient amount to before they cancel: of an input in rows one number for each row, the greatest
+    /// of its components; of any other input one for each component; of an input of which nothing is known none.
+    ///
+    /// A right gradient is off by some roundings of that size. Where the exact gradient is 0 because its terms cancel, a
+    /// difference quotient shows that it is, and what rounding leaves of the analytic one would look like an error; and
+    /// where a row is ill conditioned, a gradient of lower precision is no better than its roundings. By default nothing
+    /// is known. [`layer_norm_terms`](super::layer_norm_terms) has those of LayerNorm.
+    fn gradient_terms(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Vec<Vec<f64>> {
+        let _ = (inputs, dy);
+        Vec::new()
+    }
+
     /// Whether all rows are treated alike, so that permuting them permutes the results, bit for bit; it is then checked.
     fn rows_are_alike(&self) -> bool {
         false

@@ -4,8 +4,7 @@ use ndarray::ArrayD;
 
 use super::Mode;
 use super::error::Stage;
-#[cfg(feature = "cli")]
-use super::operation::Input;
+use super::judge::Judge;
 use super::operation::Locality;
 use super::power::Power;
 use super::step::Step;
@@ -102,6 +101,8 @@ pub struct InputReport {
     pub worst: Option<Worst>,
     /// How many components were not looked at one by one, but along [`directions`](Self::directions) alone.
     pub not_looked_at: usize,
+    /// How many components had a step so small that it changed nothing.
+    pub without_step: usize,
     /// The slopes along random directions of the whole input; none where every component was looked at.
     pub directions: Vec<Direction>,
     /// What the wrong components have in common, in words.
@@ -115,14 +116,16 @@ pub struct InputReport {
     /// Every component.
     #[cfg_attr(feature = "cli", serde(skip))]
     pub components: Components,
+    /// What each component was judged by.
+    #[cfg_attr(feature = "cli", serde(skip))]
+    pub(super) judge: Judge,
 }
 
 impl InputReport {
     /// Components in a row, which are judged by one scale.
     #[cfg(feature = "cli")]
     pub(super) fn row_len(&self) -> usize {
-        let (name, shape, locality) = (String::new(), self.shape.clone(), self.locality);
-        Input { name, shape, locality }.row_len()
+        self.judge.row_len()
     }
 }
 
@@ -200,7 +203,7 @@ pub struct Worst {
     pub index: Vec<usize>,
     /// Its verdict.
     pub verdict: Verdict,
-    /// Where a component that is invalid went wrong.
+    /// Where a component that is invalid, or that had no step, went wrong.
     pub stage: Option<Stage>,
     /// The input's value there.
     pub x: f64,
@@ -212,6 +215,8 @@ pub struct Worst {
     pub floor: f64,
     /// The greatest error that is accepted.
     pub tolerance: f64,
+    /// What rounding may leave of the gradient under test where it should be 0; 0 where the operation does not say.
+    pub rounding: f64,
     /// `|analytic - numeric| / floor`.
     pub floors: f64,
     /// The step of the difference quotient.

@@ -309,9 +309,13 @@ fn reasons(input: &InputReport) -> Vec<String> {
     let power = input.power.iter().flat_map(|power| &power.mutants);
     let survivors: Vec<_> =
         power.filter(|mutant| mutant.required && !mutant.caught).map(|mutant| &mutant.name[..]).collect();
-    say(counts.invalid, "are not finite, or their step changed nothing");
+    say(counts.invalid, "are not finite");
     say(counts.wrong, "differ by more than the noise and the tolerance");
-    say(counts.inconclusive, "cannot be certified: the noise is above the tolerance, or the loss does not see them");
+    say(input.without_step, "cannot be certified: their step is so small that x + step and x - step are one number");
+    say(
+        counts.inconclusive - input.without_step,
+        "cannot be certified: the noise is above the tolerance, or the loss does not see them",
+    );
     if !survivors.is_empty() {
         reasons.push(format!("{name}: the check would not have seen: {}", survivors.join(", ")));
     }

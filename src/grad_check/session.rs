@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::components;
 use super::directional::Directional;
-use super::error::CheckError;
+use super::error::{Call, CheckError, Stage};
 use super::exact;
 use super::follows;
 use super::independence;
@@ -12,11 +12,11 @@ use super::judge::{Judge, judge_input};
 use super::local::Local;
 use super::measured::Measured;
 use super::noise::{self, Noise};
-use super::operation::{Input, Locality};
-use super::problem::Problem;
+use super::operation::Locality;
+use super::problem::{Problem, caught};
 use super::report::{Check, Direction, InputReport};
 use super::run::{Budget, Given, Mode};
-use super::step::{Step, row_scale};
+use super::step::Step;
 use super::verdict::Tolerance;
 use crate::Element;
 
@@ -93,34 +93,46 @@ impl<T: Element> Session<'_, T> {
                 gradients.into_iter().map(|gradient| Some(Given::new(&gradient))).collect()
             }
         };
-        let far = if self.own_backward { 0.0 } else { self.farthest_row() };
+        let mut terms = self.gradient_terms()?;
         let mut left = analytic.iter().flatten().count() as u64;
         for (k, given) in analytic.into_iter().enumerate() {
             let Some(given) = given else { continue };
             let share = allowance.map(|forwards| forwards.saturating_sub(problem.forwards()) / left);
             left -= 1;
-            // Differences of the same type already ask for a tolerance above the gradient's own rounding.
-            let lower = if given.unit_roundoff > T::UNIT_ROUNDOFF { given.unit_roundoff } else { 0.0 };
-            let judge = Judge::new(self.tolerance, problem.declared[k].row_len(), lower, far);
-            let local = Local { problem, noise: &noise, step: self.step, judge, by_blocks, rows_verified: splits };
+            let row_len = problem.declared[k].row_len();
+            let terms = std::mem::take(&mut terms[k]);
+            let judge = Judge::new(self.tolerance, row_len, given.unit_roundoff, T::UNIT_ROUNDOFF, terms);
+            let local =
+                Local { problem, noise: &noise, step: self.step, judge: &judge, by_blocks, rows_verified: splits };
             let analytic = given.into_values();
             let (measured, directions) = self.measure(&local, k, &analytic, share)?;
-            inputs.push(judge_input(problem, k, &judge, analytic, measured, directions));
+            inputs.push(judge_input(problem, k, judge, analytic, measured, directions));
         }
         Ok(Findings { noise, inputs, checks })
     }
 
-    /// How many times as large as they vary the values of a row are, at most.
-    fn farthest_row(&self) -> f64 {
-        let in_rows = |declared: &Input| matches!(declared.locality, Locality::Rows(_)) && declared.row_len() > 1;
-        let mut farthest: f64 = 0.0;
-        for (k, declared) in self.problem.declared.iter().enumerate().filter(|(_, declared)| in_rows(declared)) {
-            for row in self.problem.input(k).chunks(declared.row_len()) {
-                let size = row.iter().fold(0.0, |size: f64, x| size.max(x.to_f64().abs()));
-                farthest = farthest.max(size / row_scale::<T>(row.iter().map(|x| x.to_f64())));
+    /// What the operation says of the terms of its gradients; of each input as many numbers as are asked for, or none.
+    fn gradient_terms(&self) -> Result<Vec<Vec<f64>>, CheckError> {
+        let problem = self.problem;
+        let mut terms = Vec::new();
+        caught(|| {
+            terms = problem.operation.gradient_terms(&problem.inputs, &problem.upstream);
+            Ok(())
+        })
+        .map_err(|failure| failure.at(Call::unperturbed(Stage::Backward)))?;
+        terms.resize(problem.declared.len(), Vec::new());
+        for (terms, declared) in terms.iter().zip(&problem.declared) {
+            let expected = match declared.locality {
+                Locality::Rows(rows) => rows,
+                Locality::Columns | Locality::Shared => declared.len(),
+            };
+            if !terms.is_empty() && terms.len() != expected {
+                let found = terms.len();
+                let wrong = format!("{} has {found} gradient terms where {expected} were expected", declared.name);
+                return Err(CheckError::Declaration { operation: problem.name.clone(), problem: wrong });
             }
         }
-        farthest
+        Ok(terms)
     }
 
     /// The forwards that the budget buys.
@@ -176,11 +188,8 @@ impl<T: Element> Session<'_, T> {
         let plan = self.plan(k, share);
         let mut directions = Vec::new();
         if !matches!(plan, Plan::All | Plan::Lines) && !analytic.is_empty() {
-            directions = Directional::new(problem, local.noise, k, analytic)?.judge(
-                DIRECTIONS,
-                self.step,
-                local.judge.tolerance(),
-            )?;
+            directions =
+                Directional::new(problem, local.noise, k, analytic)?.judge(DIRECTIONS, self.step, local.judge)?;
         }
         let mut measured = match plan {
             Plan::Directions => Measured::not_looked_at(analytic.len(), fixed),
@@ -200,7 +209,7 @@ impl<T: Element> Session<'_, T> {
         }
         if let Some(eps) = fixed {
             let row_len = local.judge.row_len();
-            measured.distrust_far_steps(&local.judge, &components::scales(problem.input(k), row_len), eps);
+            measured.distrust_far_steps(local.judge, &components::scales(problem.input(k), row_len), eps);
         }
         Ok((measured, directions))
     }
@@ -220,7 +229,7 @@ impl<T: Element> Session<'_, T> {
             Locality::Columns if local.rows_verified && count > 0 => local.measure_columns(k, analytic),
             _ => {
                 let elements = spread(analytic.len(), count);
-                components::measure(self.problem, local.noise, k, self.step, &local.judge, analytic, &elements)
+                components::measure(self.problem, local.noise, k, self.step, local.judge, analytic, &elements)
             }
         }
     }
