@@ -133,7 +133,6 @@ impl<T: Element> Local<'_, T> {
     /// The outputs with all elements of input `k` moved up, and down.
     fn ends(&self, k: usize, steps: &[f64], factor: f64) -> Result<Ends<T>, CheckError> {
         let problem = self.problem;
-        problem.expect_forwards(2);
         let mut inputs = problem.inputs.to_vec();
         let (mut plus, mut minus) = (problem.poisoned_output(), problem.poisoned_output());
         let mut widths = vec![0.0; steps.len()];

@@ -62,7 +62,6 @@ impl<'a, T: Element> Directional<'a, T> {
 
     /// Judges `count` directions.
     pub(super) fn judge(&mut self, count: usize, step: Step, judge: &Judge) -> Result<Vec<Direction>, CheckError> {
-        self.problem.expect_forwards(4 * count as u64);
         (0..count).map(|number| self.direction(number, step, judge)).collect()
     }
 
@@ -111,29 +110,30 @@ impl<'a, T: Element> Directional<'a, T> {
         let row_len = problem.declared[k].row_len();
         let (mut analytic, mut square, mut rounding) = (0.0, 0.0, 0.0);
         let len = problem.input(k).len();
-        let mut rng = default_rng((number as u64) << 8 | k as u64);
-        let moves: Vec<(T, T)> = problem
-            .input(k)
-            .iter()
-            .enumerate()
-            .map(|(element, x)| {
+        // The ends are drawn for each side anew, instead of being kept.
+        let ends = |visit: &mut dyn FnMut(usize, T, T)| {
+            let mut rng = default_rng((number as u64) << 8 | k as u64);
+            for (element, x) in problem.input(k).iter().enumerate() {
                 let scale = self.scales[element / row_len.max(1)];
                 let sign = if rng.next_uniform() < 0.5 { -1.0 } else { 1.0 };
                 let size = step * scale * sign * (0.5 + rng.next_uniform());
-                let (above, below) = (T::from_f64(x.to_f64() + size), T::from_f64(x.to_f64() - size));
-                // The points as they are stored.
-                let width = above.to_f64() - below.to_f64();
-                let part = self.analytic[element] * width;
-                analytic += part;
-                square += part * part;
-                rounding += (judge.rounding(element, len) * width).powi(2);
-                (above, below)
-            })
-            .collect();
+                visit(element, T::from_f64(x.to_f64() + size), T::from_f64(x.to_f64() - size));
+            }
+        };
         let probe = |step| move || Some(Probe { input: problem.declared[k].name.clone(), index: Vec::new(), step });
-        self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (above, _))| *x = *above);
+        let values = self.inputs[k].as_slice_mut().unwrap_or_default();
+        ends(&mut |element, above, below| {
+            values[element] = above;
+            // The points as they are stored.
+            let width = above.to_f64() - below.to_f64();
+            let part = self.analytic[element] * width;
+            analytic += part;
+            square += part * part;
+            rounding += (judge.rounding(element, len) * width).powi(2);
+        });
         problem.forward(&self.inputs, &mut self.plus, probe(step))?;
-        self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (_, below))| *x = *below);
+        let values = self.inputs[k].as_slice_mut().unwrap_or_default();
+        ends(&mut |element, _, below| values[element] = below);
         problem.forward(&self.inputs, &mut self.minus, probe(-step))?;
         let (plus, minus) = (self.plus.as_slice().unwrap_or_default(), self.minus.as_slice().unwrap_or_default());
         let numeric = change_of_loss(plus, minus, problem.dy());

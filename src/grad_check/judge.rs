@@ -41,15 +41,7 @@ impl Judge {
         self.rounding.get(if each { element } else { element / self.row_len }).copied().unwrap_or(0.0)
     }
 
-    /// The component of an element, in a row of this size of an input of `len` elements.
-    fn component(&self, element: usize, len: usize, size: f64, [analytic, numeric, floor]: [f64; 3]) -> Component {
-        let rounding = self.rounding(element, len);
-        let accepted = if self.lower_precision { rounding } else { 0.0 };
-        let scale = size.max(analytic.abs()).max(numeric.abs());
-        Component { analytic, numeric, floor, tolerance: self.tolerance.at(scale) + accepted, rounding }
-    }
-
-    /// The slopes along a direction of a whole input, as one component.
+    /// Two slopes, of the size that the tolerance is relative to.
     pub(super) fn along(&self, scale: f64, rounding: f64, [analytic, numeric, floor]: [f64; 3]) -> Component {
         let accepted = if self.lower_precision { rounding } else { 0.0 };
         Component { analytic, numeric, floor, tolerance: self.tolerance.at(scale) + accepted, rounding }
@@ -84,6 +76,8 @@ impl Judge {
         let rows = analytic.chunks(self.row_len).zip(numeric.chunks(self.row_len));
         for (row, (analytic, numeric)) in rows.enumerate() {
             let rms = rms(numeric);
+            let of_row = self.rounding(start + row * self.row_len, len);
+            let one_for_each = self.rounding.len() == len;
             for (column, (&analytic, &numeric)) in analytic.iter().zip(numeric).enumerate() {
                 let element = row * self.row_len + column;
                 let floor = floor[element];
@@ -91,7 +85,9 @@ impl Judge {
                     // Not looked at.
                     continue;
                 }
-                visit(element, self.component(start + element, len, rms, [analytic, numeric, floor]));
+                let rounding = if one_for_each { self.rounding[start + element] } else { of_row };
+                let scale = rms.max(analytic.abs()).max(numeric.abs());
+                visit(element, self.along(scale, rounding, [analytic, numeric, floor]));
             }
         }
     }

@@ -45,7 +45,6 @@ impl<T: Element> Local<'_, T> {
         let problem = self.problem;
         let row_len = problem.declared[k].row_len();
         let fixed = if let Step::Fixed(eps) = self.step { Some(eps) } else { None };
-        problem.expect_forwards(4 * columns.len() as u64);
         let mut measured = Measured::not_looked_at(problem.input(k).len(), fixed);
         if problem.rows == 0 || measured.numeric.is_empty() {
             return Ok(measured);

@@ -32,8 +32,9 @@ impl Measured {
 
     /// The same where not all components are going to be looked at: an infinite floor says so.
     pub(super) fn not_looked_at(len: usize, fixed: Option<f64>) -> Self {
-        let unknown = Self::unknown(len, fixed);
-        Self { floor: vec![f64::INFINITY; len], ..unknown }
+        let mut unknown = Self::unknown(len, fixed);
+        unknown.floor.fill(f64::INFINITY);
+        unknown
     }
 
     pub(super) fn step(&self, element: usize) -> f64 {

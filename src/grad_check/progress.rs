@@ -27,9 +27,10 @@ impl Progress {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Forwards that the check expects to need in all; it grows where components need a second look.
+    /// Forwards that the check expects to need in all, as soon as it has begun; components that need a second look come on
+    /// top of it.
     pub fn expected(&self) -> u64 {
-        self.expected.load(Ordering::Relaxed)
+        self.expected.load(Ordering::Relaxed).max(self.done())
     }
 
     /// Asks the check to end soon, with [`CheckError::Stopped`](super::CheckError::Stopped).

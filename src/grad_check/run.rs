@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ndarray::ArrayD;
 
+use super::clock::Clock;
 use super::error::CheckError;
 use super::judge::nan_max;
 use super::noise::Noise;
@@ -105,13 +107,14 @@ pub struct GradCheck {
     rtol: Option<f64>,
     budget: Option<Budget>,
     repeat: Option<String>,
+    timed: bool,
     progress: Arc<Progress>,
 }
 
 impl Default for GradCheck {
     fn default() -> Self {
         let (mode, step) = (Mode::Auto, Step::Balanced);
-        Self { mode, step, atol: None, rtol: None, budget: None, repeat: None, progress: Arc::default() }
+        Self { mode, step, atol: None, rtol: None, budget: None, repeat: None, timed: false, progress: Arc::default() }
     }
 }
 
@@ -160,6 +163,14 @@ impl GradCheck {
     #[must_use]
     pub fn repeat(mut self, line: impl Into<String>) -> Self {
         self.repeat = Some(line.into());
+        self
+    }
+
+    /// Adds to the report how long the check took, and how that compares with plain forwards; by default the report depends
+    /// on nothing but what is checked.
+    #[must_use]
+    pub fn timed(mut self) -> Self {
+        self.timed = true;
         self
     }
 
@@ -246,9 +257,16 @@ impl GradCheck {
             return Err(CheckError::Setting { setting: "mode line", expected: "the operation's own backward", found });
         }
         let (mode, step, tolerance, budget) = (self.mode, self.step, self.tolerance::<T>(), self.budget);
-        let session = Session { problem, mode, step, tolerance, budget, own_backward };
+        let counted = AtomicU64::new(0);
+        let session = Session { problem, mode, step, tolerance, budget, own_backward, counted };
+        let mut clock = if self.timed { Some(Clock::start(problem)?) } else { None };
         let findings = session.run(given)?;
-        Ok(self.report(problem, &findings.noise, tolerance, findings.inputs, findings.checks))
+        if let Some(clock) = &mut clock {
+            clock.stop(problem)?;
+        }
+        let forwards = session.counted.into_inner();
+        let report = self.report(problem, &findings.noise, tolerance, findings.inputs, findings.checks);
+        Ok(Report { timing: clock.map(|clock| clock.timing(forwards)), ..report })
     }
 
     fn report<T: Element>(
@@ -282,6 +300,7 @@ impl GradCheck {
             inputs,
             checks,
             repeat: self.repeat.clone(),
+            timing: None,
         }
     }
 }

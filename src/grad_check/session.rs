@@ -1,5 +1,6 @@
 //! One check, from the noise to the verdicts: which measurement each input gets, and what it may cost.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::components;
@@ -35,6 +36,8 @@ pub(super) struct Session<'a, T: Element> {
     pub(super) budget: Option<Budget>,
     /// Whether the gradient under test is the operation's own, so that it can be had at other points too.
     pub(super) own_backward: bool,
+    /// Forwards that the measurements took by definition, without pilots, second looks and the measure of the noise.
+    pub(super) counted: AtomicU64,
 }
 
 /// What a session found.
@@ -61,9 +64,12 @@ impl<T: Element> Session<'_, T> {
     pub(super) fn run(&self, given: Option<Vec<Option<Given>>>) -> Result<Findings, CheckError> {
         let problem = self.problem;
         let allowance = self.allowance()?;
-        let splits = matches!(self.mode, Mode::Local | Mode::Auto | Mode::Line);
+        let splits = self.splits();
+        problem.expect_forwards(self.expected(given.as_deref(), allowance));
         let mut checks = exact::verify(problem, self.own_backward)?;
         if splits {
+            let backwards = if self.own_backward { self.independence() } else { 0 };
+            self.counted.fetch_add(self.independence() + backwards, Ordering::Relaxed);
             let independence = independence::verify(problem, self.own_backward)?;
             let may_split = independence::may_split(&independence);
             checks.extend(independence);
@@ -84,16 +90,19 @@ impl<T: Element> Session<'_, T> {
         }
         let noise = noise::measure(problem, by_blocks, allowance)?;
         let mut inputs = Vec::new();
+        let mut terms = self.gradient_terms()?;
         // Only now: what was verified before needs the memory.
         let analytic = match given {
             Some(given) => given,
             None => {
                 let gradients = problem.backward(&problem.inputs, &problem.upstream)?;
                 checks.extend(exact::identities(problem, &gradients));
+                if let Some(twin) = problem.operation.in_f64() {
+                    checks.extend(exact::against_f64(problem, twin, &gradients, &terms)?);
+                }
                 gradients.into_iter().map(|gradient| Some(Given::new(&gradient))).collect()
             }
         };
-        let mut terms = self.gradient_terms()?;
         let mut left = analytic.iter().flatten().count() as u64;
         for (k, given) in analytic.into_iter().enumerate() {
             let Some(given) = given else { continue };
@@ -109,6 +118,49 @@ impl<T: Element> Session<'_, T> {
             inputs.push(judge_input(problem, k, judge, analytic, measured, directions));
         }
         Ok(Findings { noise, inputs, checks })
+    }
+
+    /// Whether the declared independence of rows and columns is relied on, after it was verified.
+    fn splits(&self) -> bool {
+        matches!(self.mode, Mode::Local | Mode::Auto | Mode::Line)
+    }
+
+    /// Forwards that the differences of an input take by definition, with those for their truncation: two for `D(h)` and two
+    /// for `D(2h)`, for each element that is moved or for each column of elements that are moved together.
+    fn differences(&self, k: usize, plan: &Plan) -> u64 {
+        let declared = &self.problem.declared[k];
+        let (all, fewer) = match declared.locality {
+            Locality::Rows(_) if self.splits() => (declared.row_len(), usize::MAX),
+            Locality::Columns if self.splits() => (1, 1),
+            _ => (declared.len(), usize::MAX),
+        };
+        4 * match plan {
+            Plan::All => all as u64,
+            Plan::Sample(count) => (*count).min(fewer).min(all) as u64 + DIRECTIONS as u64,
+            Plan::Directions => DIRECTIONS as u64,
+            // As many backwards again.
+            Plan::Lines => 2 * declared.row_len().min(all) as u64,
+        }
+    }
+
+    /// Forwards, and as many backwards, that verify the independence of rows.
+    fn independence(&self) -> u64 {
+        let splits =
+            self.splits() && self.problem.declared.iter().any(|input| matches!(input.locality, Locality::Rows(_)));
+        let rows = if splits { self.problem.rows } else { 1 };
+        2 * u64::from(usize::BITS - rows.saturating_sub(1).leading_zeros())
+    }
+
+    /// Roughly what the whole check is going to cost.
+    fn expected(&self, given: Option<&[Option<Given>]>, allowance: Option<u64>) -> u64 {
+        /// Forwards of the exact checks, of the noise, and of the pilots of an input, about.
+        const EXACT: u64 = 12;
+        const PILOTS: u64 = 16;
+        let judged = |k: &usize| given.is_none_or(|given| given[*k].is_some());
+        let inputs: Vec<usize> = (0..self.problem.declared.len()).filter(judged).collect();
+        let share = allowance.map(|allowance| allowance / inputs.len().max(1) as u64);
+        let differences = inputs.iter().map(|&k| PILOTS + self.differences(k, &self.plan(k, share))).sum::<u64>();
+        EXACT + self.independence() + differences
     }
 
     /// What the operation says of the terms of its gradients; of each input as many numbers as are asked for, or none.
@@ -186,6 +238,7 @@ impl<T: Element> Session<'_, T> {
         let problem = self.problem;
         let fixed = if let Step::Fixed(eps) = self.step { Some(eps) } else { None };
         let plan = self.plan(k, share);
+        self.counted.fetch_add(self.differences(k, &plan), Ordering::Relaxed);
         let mut directions = Vec::new();
         if !matches!(plan, Plan::All | Plan::Lines) && !analytic.is_empty() {
             directions =
@@ -228,8 +281,8 @@ impl<T: Element> Session<'_, T> {
             }
             Locality::Columns if local.rows_verified && count > 0 => local.measure_columns(k, analytic),
             _ => {
-                let elements = spread(analytic.len(), count);
-                components::measure(self.problem, local.noise, k, self.step, local.judge, analytic, &elements)
+                let elements = Spread { len: analytic.len(), count };
+                components::measure(self.problem, local.noise, k, self.step, local.judge, analytic, elements)
             }
         }
     }
@@ -238,19 +291,29 @@ impl<T: Element> Session<'_, T> {
 /// `count` numbers below `len` in ascending order: one of each of as many equal strata, at changing places in it, and always
 /// the first and the last, where loops begin and end.
 pub(super) fn spread(len: usize, count: usize) -> Vec<usize> {
-    if count >= len {
-        return (0..len).collect();
-    }
-    let mut chosen: Vec<usize> = (0..count)
-        .map(|stratum| {
-            let (start, end) = (stratum * len / count, (stratum + 1) * len / count);
-            start + (stratum * 5) % (end - start)
+    Spread { len, count }.iter().collect()
+}
+
+/// The same numbers, without a list of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spread {
+    pub(super) len: usize,
+    pub(super) count: usize,
+}
+
+impl Spread {
+    pub(super) fn iter(self) -> impl Iterator<Item = usize> {
+        let Self { len, count } = self;
+        (0..count.min(len)).map(move |stratum| match stratum {
+            _ if count >= len => stratum,
+            0 if count > 1 => 0,
+            _ if count > 1 && stratum == count - 1 => len - 1,
+            _ => {
+                let (start, end) = (stratum * len / count, (stratum + 1) * len / count);
+                start + (stratum * 5) % (end - start)
+            }
         })
-        .collect();
-    if let [first, .., last] = &mut chosen[..] {
-        (*first, *last) = (0, len - 1);
     }
-    chosen
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 
 use super::components::scales;
 use super::error::CheckError;
-use super::exhaustive::{Difference, Request, differences};
+use super::exhaustive::{Difference, Request, differences, output_noise};
 use super::noise;
 use super::operation::Operation;
 use super::run::GradCheck;
@@ -117,6 +117,8 @@ impl GradCheck {
         for &step in &steps {
             requests.extend(elements.iter().map(|&element| Request { input, element, step }));
         }
+        let noise = output_noise(&problem, &noise)?;
+        problem.expect_forwards(4 * requests.len() as u64);
         let found = differences(&problem, &noise, &requests)?;
         let analytic: Vec<f64> = elements.iter().map(|&element| analytic[element].to_f64()).collect();
         let curve = found.chunks(elements.len().max(1)).map(|found| Rms::of(found, &analytic)).collect::<Vec<_>>();

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::error::Stage;
 use super::power::Power;
-use super::report::{Check, InputReport, Report, Worst};
+use super::report::{Check, InputReport, Report, Timing, Worst};
 use super::verdict::Verdict;
 
 impl fmt::Display for Report {
@@ -17,6 +17,7 @@ impl fmt::Display for Report {
         }
         writeln!(formatter)?;
         writeln!(formatter, "{} in {}, mode {}, {} forwards", self.operation, self.element, self.mode, self.forwards)?;
+        self.timing.iter().try_for_each(|timing| write!(formatter, "{timing}"))?;
         let measure = if self.kappa_against_f64 { "against f64" } else { "from its own differences" };
         writeln!(formatter, "noise of the forward: {:.2} units of roundoff, measured {measure}", self.kappa)?;
         self.inputs.iter().try_for_each(|input| write!(formatter, "{input}"))?;
@@ -27,6 +28,17 @@ impl fmt::Display for Report {
             writeln!(formatter, "to repeat: {repeat}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Timing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, forward_seconds, forwards, ratio } = self;
+        writeln!(
+            formatter,
+            "time: {seconds:.3} s, which is {ratio:.2} times {forwards} forwards of the whole input on these threads, of {:.3} ms each",
+            1e3 * forward_seconds
+        )
     }
 }
 

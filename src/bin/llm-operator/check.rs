@@ -46,6 +46,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     heatmap: Option<PathBuf>,
 
+    /// Say how long the check took, beside plain forwards of the whole input; these lines differ from run to run.
+    #[arg(long)]
+    time: bool,
+
     /// Print nothing: the exit code tells.
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -97,6 +101,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     let (check, how) = arguments.settings.check(&subject)?;
     let repeat = format!("llm-operator check {}{} {how}", subject.repeat(), theirs.repeat());
     let check = check.repeat(repeat);
+    let check = if arguments.time { check.timed() } else { check };
     let report = match subject.element() {
         ElementType::F32 => judge::<f32>(check, &subject, &theirs, arguments.quiet)?,
         ElementType::F64 => judge::<f64>(check, &subject, &theirs, arguments.quiet)?,
