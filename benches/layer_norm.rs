@@ -1,7 +1,7 @@
 //! Forward and backward on each backend, beside the copy of the same bytes and the expression that a user would write.
 //!
-//! `cargo bench -- forward_f32` runs a group, `cargo bench -- avx512/2048x1024` a row of it. Every answer is checked once before
-//! it is timed.
+//! `cargo bench -- forward_f32` runs a group, `cargo bench -- avx512/2048x1024` a row of it. Every answer is checked
+//! once before it is timed.
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

@@ -31,8 +31,8 @@ fn copies<T: Element>(shape: &[usize], check: &GradCheck) -> f64 {
 fn a_check_takes_at_most_four_copies_of_its_inputs() {
     let whole = |mode| GradCheck::new().mode(mode);
     let sampled = GradCheck::new().budget(Budget::Forwards(150));
-    // A report holds f64, twice as large as inputs in f32. To that an exhaustive check adds whole outputs, and lines the list
-    // of what is moved along them.
+    // A report holds f64, twice as large as inputs in f32. To that an exhaustive check adds whole outputs, and lines
+    // the list of what is moved along them.
     let exhaustive = whole(Mode::Exhaustive);
     for (shape, check, most) in [
         (&[2048, 64][..], whole(Mode::Local), [4.0, 4.0]),

@@ -26,12 +26,13 @@ fn copy<T: Element>(from: &ArrayD<T>, to: &mut ArrayD<T>, beside: Beside) {
     let stray = T::from_f64(3.0);
     match beside {
         Beside::Nothing => {}
-        // SAFETY: not safe in general. The checker's buffers lie within longer vectors, and this test relies on it; elsewhere
-        // in a check a buffer has no such frame, and then nothing is written.
+        // SAFETY: not safe in general. The checker's buffers lie within longer vectors, and this test relies on it;
+        // elsewhere in a check a buffer has no such frame, and then nothing is written.
         Beside::AfterResult if framed(to) => unsafe { to.as_mut_ptr().add(len).write(stray) },
         // SAFETY: as above.
         Beside::BeforeResult if framed(to) => unsafe { to.as_mut_ptr().sub(1).write(stray) },
-        // SAFETY: not safe either, the input is borrowed by the checker; but it is alive, and no other thread reads it now.
+        // SAFETY: not safe either, the input is borrowed by the checker; but it is alive, and no other thread reads it
+        // now.
         Beside::Input => unsafe { from.as_ptr().cast_mut().write_volatile(stray) },
         Beside::AfterResult | Beside::BeforeResult => {}
     }

@@ -1,5 +1,5 @@
-//! Central differences of a parameter whose element `j` reaches column `j` of the output alone: all elements are moved at
-//! once, each by its own step, and the change of the loss is split by column. A pair of forwards does for all of it.
+//! Central differences of a parameter whose element `j` reaches column `j` of the output alone: all elements are moved
+//! at once, each by its own step, and the change of the loss is split by column. A pair of forwards does for all of it.
 
 use ndarray::ArrayD;
 
@@ -56,7 +56,8 @@ impl<T: Element> Local<'_, T> {
         Ok(measured)
     }
 
-    /// Whether the error of the gradient under test is just what one row adds to it: that row is missing, or counted twice.
+    /// Whether the error of the gradient under test is just what one row adds to it: that row is missing, or counted
+    /// twice.
     fn miscounted_row(
         &self,
         k: usize,

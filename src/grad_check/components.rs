@@ -97,7 +97,8 @@ fn balanced_steps<T: Element>(
     Ok(scales.into_iter().map(|scale| nearest_power_of_two(relative * scale)).collect())
 }
 
-/// The first step of all, in units of a row's scale: so large that truncation can be seen, `2^-10` in `f64` and `2^-4` in `f32`.
+/// The first step of all, in units of a row's scale: so large that truncation can be seen, `2^-10` in `f64` and `2^-4`
+/// in `f32`.
 pub(super) fn pilot_step<T: Element>() -> f64 {
     if T::UNIT_ROUNDOFF < 1e-12 { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-4) }
 }
@@ -113,8 +114,8 @@ pub(super) fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
     }
 }
 
-/// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation ask for.
-/// Returns whether anything became sharper.
+/// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation ask
+/// for. Returns whether anything became sharper.
 #[expect(clippy::too_many_arguments, reason = "what the components are, and what is known of them")]
 fn retry<T: Element>(
     problem: &Problem<'_, T>,

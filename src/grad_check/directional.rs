@@ -36,7 +36,8 @@ pub(super) struct Directional<'a, T: Element> {
 struct Change {
     numeric: f64,
     analytic: f64,
-    /// The root of the sum of the squares of what the components add: what `analytic` amounts to if the signs are random.
+    /// The root of the sum of the squares of what the components add: what `analytic` amounts to if the signs are
+    /// random.
     size: f64,
     /// The same of what rounding may have done to the components.
     rounding: f64,

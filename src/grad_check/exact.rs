@@ -241,8 +241,8 @@ fn equivariant<T: Element>(problem: &Problem<'_, T>) -> Result<Check, CheckError
     Ok(differing.map_or_else(|| Check::passed(NAME, detail), |detail| Check::failed(NAME, detail)))
 }
 
-/// Whether the gradients are those of the operation in `f64`, but for rounding: a difference quotient in `f32` sees no error
-/// below 1e-5, this one sees some units of roundoff. Only of inputs of which the terms are known.
+/// Whether the gradients are those of the operation in `f64`, but for rounding: a difference quotient in `f32` sees no
+/// error below 1e-5, this one sees some units of roundoff. Only of inputs of which the terms are known.
 pub(super) fn against_f64<T: Element>(
     problem: &Problem<'_, T>,
     twin: &dyn Operation<f64>,

@@ -1,8 +1,9 @@
 //! Central differences, one component at a time: two forwards of the whole input for `D` and two for its truncation.
 //!
-//! The components are dealt out to workers. A worker owns one clone of the inputs and two output buffers; it perturbs one
-//! element, runs forward, restores the element, and nothing is allocated on the way. The outputs are subtracted before
-//! the product with the upstream gradient is summed, so that the loss of digits is that of the outputs, not of the loss.
+//! The components are dealt out to workers. A worker owns one clone of the inputs and two output buffers; it perturbs
+//! one element, runs forward, restores the element, and nothing is allocated on the way. The outputs are subtracted
+//! before the product with the upstream gradient is summed, so that the loss of digits is that of the outputs, not of
+//! the loss.
 
 use std::sync::Mutex;
 
@@ -216,10 +217,11 @@ pub(super) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f
     tree(sums) + change_of_tail(plus_tail, minus_tail, dy_tail)
 }
 
-/// The same where the outputs hardly differ, faster: in the type of the outputs over some chunks, and in `f64` from there on.
+/// The same where the outputs hardly differ, faster: in the type of the outputs over some chunks, and in `f64` from
+/// there on.
 ///
-/// A product is rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to the noise
-/// of a difference that is small beside the outputs.
+/// A product is rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to the
+/// noise of a difference that is small beside the outputs.
 pub(super) fn change_of_row<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
     const CHUNKS: usize = 64;
     let mut sums = [0.0; LANES];
@@ -235,8 +237,8 @@ pub(super) fn change_of_row<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f6
     tree(sums) + change_of_tail(plus_tail, minus_tail, dy_tail)
 }
 
-/// Sixteen sums in the type of the outputs. A function of its own: beside sums in `f64` the compiler would use half of each
-/// register.
+/// Sixteen sums in the type of the outputs. A function of its own: beside sums in `f64` the compiler would use half of
+/// each register.
 #[inline(never)]
 fn change_of_chunks<T: Element>(plus: &[[T; LANES]], minus: &[[T; LANES]], dy: &[[T; LANES]]) -> [T; LANES] {
     // Each of these is narrowed to one operation of the type: to round twice changes nothing.

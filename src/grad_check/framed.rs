@@ -26,8 +26,8 @@ pub(super) fn framed<T: Element>(shape: &[usize], value: T) -> ArrayD<T> {
     all.into_shape_with_order(IxDyn(shape)).unwrap_or_default()
 }
 
-/// Whether an operation wrote beside an array that it was given framed: the first element, counted from the array's own.
-/// Of an array that it replaced with its own nothing is known.
+/// Whether an operation wrote beside an array that it was given framed: the first element, counted from the array's
+/// own. Of an array that it replaced with its own nothing is known.
 pub(super) fn written_beside<T: Element>(array: ArrayD<T>) -> Option<isize> {
     let len = array.len();
     let (all, offset) = array.into_raw_vec_and_offset();

@@ -14,12 +14,12 @@ use crate::Element;
 /// - `sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)`: scaling a row changes nothing but for `epsilon`;
 /// - `dgamma = sum(dy xhat)` and `dbeta = sum(dy)`, over the rows, if `parameters` holds `dgamma` and `dbeta`.
 ///
-/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. The statistics are
-/// taken in `f64`. The bounds grant each element the rounding of its own terms and of sums as long as the row. Nothing
-/// that grows with the rows is allocated.
+/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. The
+/// statistics are taken in `f64`. The bounds grant each element the rounding of its own terms and of sums as long as
+/// the row. Nothing that grows with the rows is allocated.
 ///
-/// The first two follow from `dx = rstd (g - mean(g) - xhat mean(g xhat))` and `sum(xhat) = 0`, `mean(xhat^2) = var / (var + epsilon)`
-/// (J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016).
+/// The first two follow from `dx = rstd (g - mean(g) - xhat mean(g xhat))` and `sum(xhat) = 0`, `mean(xhat^2) = var /
+/// (var + epsilon)` (J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016).
 ///
 /// ```
 /// use llm_operator::grad_check::layer_norm_identities;
@@ -78,18 +78,19 @@ pub fn layer_norm_identities<T: Element>(
     worst.into_iter().filter_map(|worst| worst.found).collect()
 }
 
-/// What the terms of LayerNorm's gradients amount to before they cancel: of `dx` the greatest in each row, of `dgamma` and
-/// `dbeta` in each column.
+/// What the terms of LayerNorm's gradients amount to before they cancel: of `dx` the greatest in each row, of `dgamma`
+/// and `dbeta` in each column.
 ///
-/// The shapes are those of [`layer_norm_identities`]. This is what [`Operation::gradient_terms`](super::Operation::gradient_terms)
-/// asks for. Of a row with `size = (|x| + |mean|) rstd`, what the terms of `xhat` amount to, an element of `dx` has
+/// The shapes are those of [`layer_norm_identities`]. This is what
+/// [`Operation::gradient_terms`](super::Operation::gradient_terms) asks for. Of a row with `size = (|x| + |mean|)
+/// rstd`, what the terms of `xhat` amount to, an element of `dx` has
 ///
 /// ```text
 /// rstd (|g| + mean|g| + size |c2| + |xhat| mean(|g| size)) + |dx| mean(|xhat| size)
 /// ```
 ///
-/// where the last part is what the rounding of the differences `x - mean` does to `rstd`; `dgamma` has `sum |dy| size`, and
-/// `dbeta` has `sum |dy|`.
+/// where the last part is what the rounding of the differences `x - mean` does to `rstd`; `dgamma` has `sum |dy| size`,
+/// and `dbeta` has `sum |dy|`.
 ///
 /// ```
 /// use llm_operator::grad_check::layer_norm_terms;
@@ -262,7 +263,8 @@ impl Statistics {
         (x - self.mean) * self.rstd
     }
 
-    /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as elsewhere.
+    /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as
+    /// elsewhere.
     fn size(&self, x: f64) -> f64 {
         (x.abs() + self.mean.abs()) * self.rstd
     }

@@ -1,9 +1,10 @@
 //! Whether the rows are as independent as the operation declares: verified, exactly, before anything relies on it.
 //!
-//! In pass `b` every row whose number has bit `b` set is filled with other values, and then every other row instead. A row
-//! that is left alone must keep its bits, in the output and in the gradient. Any two rows differ in some bit, so each is
-//! once left alone while the other changes: `2 ceil(log2 rows)` forwards and as many backwards see every dependence. A row
-//! that depends on one other changes in just the passes of the bits in which the two differ, which names the other.
+//! In pass `b` every row whose number has bit `b` set is filled with other values, and then every other row instead. A
+//! row that is left alone must keep its bits, in the output and in the gradient. Any two rows differ in some bit, so
+//! each is once left alone while the other changes: `2 ceil(log2 rows)` forwards and as many backwards see every
+//! dependence. A row that depends on one other changes in just the passes of the bits in which the two differ, which
+//! names the other.
 
 use ndarray::ArrayD;
 use rayon::prelude::*;
@@ -17,7 +18,8 @@ use crate::Element;
 /// The check that splitting the loss by rows relies on.
 const FORWARD: &str = "independence of rows";
 
-/// Whether the checks allow the loss to be split by rows and columns: what the backward does is for the differences to tell.
+/// Whether the checks allow the loss to be split by rows and columns: what the backward does is for the differences to
+/// tell.
 pub(super) fn may_split(checks: &[Check]) -> bool {
     let relied_on = |check: &&Check| check.name == FORWARD || check.name.starts_with(COLUMNS);
     checks.iter().filter(relied_on).all(|check| check.holds)
@@ -26,7 +28,8 @@ pub(super) fn may_split(checks: &[Check]) -> bool {
 /// The checks of parameters, before the parameter's name.
 const COLUMNS: &str = "independence of columns of ";
 
-/// Verifies all that the inputs declare, in the forward and, where it is under test, in the backward; the first counterexample fails the check.
+/// Verifies all that the inputs declare, in the forward and, where it is under test, in the backward; the first
+/// counterexample fails the check.
 pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
     let mut checks = Vec::new();
     let in_rows = |locality| matches!(locality, Locality::Rows(_));
@@ -131,8 +134,8 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
 
 /// Fills the rows of a pass with other values, and restores all others.
 ///
-/// A row takes the values of the next one, turned by one element and made a little smaller: values that the operation can
-/// be expected to take, and others than before even where all rows are alike.
+/// A row takes the values of the next one, turned by one element and made a little smaller: values that the operation
+/// can be expected to take, and others than before even where all rows are alike.
 fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, pass: (u32, bool)) {
     let rows = original.len() / row_len;
     let target = array.as_slice_mut().unwrap_or_default();
@@ -152,7 +155,8 @@ fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, pass:
 /// Elements below which a task is not worth its hand-over.
 const GRAIN: usize = 1 << 15;
 
-/// A hash of the gradients of all inputs that are declared in rows, for each row: arrays as large as these are not kept.
+/// A hash of the gradients of all inputs that are declared in rows, for each row: arrays as large as these are not
+/// kept.
 fn gradient_bits<T: Element>(
     problem: &Problem<'_, T>,
     gradients: &[ArrayD<T>],
@@ -179,8 +183,8 @@ fn bits_of_rows<T: Element>(values: &[T], row_len: usize, looked_at: &(dyn Fn(us
     rows.map(|(row, values)| if looked_at(row) { hash_of_row(values) } else { 0 }).collect()
 }
 
-/// Four hashes of every fourth number, so that the processor need not wait for one multiplication to begin the next, and
-/// then a hash of these.
+/// Four hashes of every fourth number, so that the processor need not wait for one multiplication to begin the next,
+/// and then a hash of these.
 fn hash_of_row<T: Element>(row: &[T]) -> u64 {
     const LANES: usize = 4;
     let mut lanes = [0; LANES];

@@ -16,16 +16,18 @@ use crate::Element;
 pub(super) struct Judge {
     tolerance: Tolerance,
     row_len: usize,
-    /// What rounding may leave of the gradient under test: of each row, or of each component; empty where it is unknown.
+    /// What rounding may leave of the gradient under test: of each row, or of each component; empty where it is
+    /// unknown.
     rounding: Vec<f64>,
-    /// Whether the gradient under test was computed in a lower precision than the differences: what rounding did to it is then
-    /// accepted. Otherwise it is only not called an error, as the tolerance of the type is far above it on most rows.
+    /// Whether the gradient under test was computed in a lower precision than the differences: what rounding did to it
+    /// is then accepted. Otherwise it is only not called an error, as the tolerance of the type is far above it on most
+    /// rows.
     lower_precision: bool,
 }
 
 impl Judge {
-    /// `given` is the unit roundoff of the type in which the gradient under test was computed, `own` that of the differences,
-    /// and `terms` what the terms of each row or component of the gradient amount to.
+    /// `given` is the unit roundoff of the type in which the gradient under test was computed, `own` that of the
+    /// differences, and `terms` what the terms of each row or component of the gradient amount to.
     pub(super) fn new(tolerance: Tolerance, row_len: usize, given: f64, own: f64, mut terms: Vec<f64>) -> Self {
         let lower_precision = given > own;
         // Differences of the same type already ask for a tolerance above the gradient's own rounding.
@@ -62,8 +64,8 @@ impl Judge {
         self.components_of(0, analytic.len(), analytic, &measured.numeric, &measured.floor, visit);
     }
 
-    /// The same for some rows of an input of `len` elements, whose first element is number `start`; `visit` is told numbers
-    /// that count from there.
+    /// The same for some rows of an input of `len` elements, whose first element is number `start`; `visit` is told
+    /// numbers that count from there.
     pub(super) fn components_of(
         &self,
         start: usize,

@@ -1,13 +1,13 @@
-//! The fundamental theorem along a line: the change of the loss from `x - h e` to `x + h e` is the integral of the gradient
-//! between them, which the operation's own backward gives at three points (Gauss-Legendre):
+//! The fundamental theorem along a line: the change of the loss from `x - h e` to `x + h e` is the integral of the
+//! gradient between them, which the operation's own backward gives at three points (Gauss-Legendre):
 //!
 //! ```text
 //! L(x + h e) - L(x - h e) = h sum_k w_k <a(x + h t_k e), e>,   t = -sqrt(3/5), 0, sqrt(3/5),   w = 5/9, 8/9, 5/9
 //! ```
 //!
-//! The rule is exact for polynomials of degree five, so `h` may be half the row's scale, and the noise, divided by so large a
-//! step, small: in `f32` a hundred times smaller than that of the best central difference. What is left of the rule's own
-//! error falls with `h^6`: the same at `h / 2` shows it.
+//! The rule is exact for polynomials of degree five, so `h` may be half the row's scale, and the noise, divided by so
+//! large a step, small: in `f32` a hundred times smaller than that of the best central difference. What is left of the
+//! rule's own error falls with `h^6`: the same at `h / 2` shows it.
 
 use std::sync::Mutex;
 
@@ -26,8 +26,8 @@ use crate::Element;
 /// The outer node, sqrt(3/5).
 const NODE: f64 = 0.774_596_669_241_483_4;
 
-/// Half the length of a line, in units of the row's scale; where the first is too noisy a longer one may do: moving one of
-/// many elements far does little to its row.
+/// Half the length of a line, in units of the row's scale; where the first is too noisy a longer one may do: moving one
+/// of many elements far does little to its row.
 const REACHES: [f64; 2] = [0.5, 2.0];
 
 /// Elements that are moved together, because they reach different rows: each with its step.
@@ -69,7 +69,8 @@ impl<T: Element> Local<'_, T> {
         batches.try_for_each(|colours| self.some_lines(k, analytic, measured, colours, variance, replace))
     }
 
-    /// Measures colours along their lines; `replace` says whether whatever was known is replaced, or only what is less sharp.
+    /// Measures colours along their lines; `replace` says whether whatever was known is replaced, or only what is less
+    /// sharp.
     fn some_lines(
         &self,
         k: usize,

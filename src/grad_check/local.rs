@@ -1,5 +1,6 @@
-//! Central differences of an operation whose rows are independent: one column of *all* rows is perturbed at once, and the
-//! change of the loss is split by row. All components of an input of width `C` cost `2 C` forwards, whatever the rows.
+//! Central differences of an operation whose rows are independent: one column of *all* rows is perturbed at once, and
+//! the change of the loss is split by row. All components of an input of width `C` cost `2 C` forwards, whatever the
+//! rows.
 //!
 //! Where the operation can run a block of rows, a block stays in cache while its columns are perturbed in turn, and the
 //! blocks are dealt out to the threads. Otherwise the columns are, and each worker forwards a clone of all inputs.
@@ -153,7 +154,8 @@ impl<T: Element> Local<'_, T> {
         single.then(|| row_scale::<T>(self.problem.input(k).iter().map(|x| x.to_f64())))
     }
 
-    /// The columns that hold an inconclusive component, each with the step that those components ask for and 0 for the others.
+    /// The columns that hold an inconclusive component, each with the step that those components ask for and 0 for the
+    /// others.
     fn retries(&self, block: &Block<'_, T>, measured: &MeasuredRows<'_>) -> Vec<(usize, Vec<f64>)> {
         let row_len = block.row_len();
         let mut columns = vec![Vec::new(); row_len];
@@ -185,7 +187,8 @@ impl<T: Element> Local<'_, T> {
     }
 }
 
-/// Perturbs columns by the steps given for each, on workers with siblings of `block`, and hands the differences to `write`.
+/// Perturbs columns by the steps given for each, on workers with siblings of `block`, and hands the differences to
+/// `write`.
 fn deal_out_columns<T: Element>(
     block: &Block<'_, T>,
     jobs: &[(usize, &[f64])],

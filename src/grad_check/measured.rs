@@ -68,8 +68,9 @@ impl Measured {
 const NEAR: f64 = 0.1;
 
 impl Measured {
-    /// Raises floors that a fixed step beyond a row's scale has made too low: out there `D` no longer follows the square of
-    /// the step, so `|D(2h) - D(h)|` may be small by chance. Where the function is a straight line it is small for good.
+    /// Raises floors that a fixed step beyond a row's scale has made too low: out there `D` no longer follows the
+    /// square of the step, so `|D(2h) - D(h)|` may be small by chance. Where the function is a straight line it is
+    /// small for good.
     pub(super) fn distrust_far_steps(&mut self, judge: &Judge, scales: &[f64], eps: f64) {
         let len = judge.row_len();
         let rows = self.numeric.chunks(len).zip(self.floor.chunks_mut(len));

@@ -227,8 +227,8 @@ fn sample_block<T: Element>(
     Ok(Some(sums))
 }
 
-/// Adds an output's part of the fourth difference along a line, in units of the error of one output. The weights sum to zero:
-/// differences from the first output are as good, and hardly rounded.
+/// Adds an output's part of the fourth difference along a line, in units of the error of one output. The weights sum to
+/// zero: differences from the first output are as good, and hardly rounded.
 fn add_difference<T: Element>(weight: f64, y: &[T], first: &[T], error: &mut [f64]) {
     for ((error, y), first) in error.iter_mut().zip(y).zip(first) {
         *error += weight / SUM_OF_SQUARES.sqrt() * (y.to_f64() - first.to_f64());

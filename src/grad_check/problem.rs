@@ -146,8 +146,8 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(able)
     }
 
-    /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few that
-    /// there is work for some threads, but enough to be worth a call. It depends on the shape alone.
+    /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few
+    /// that there is work for some threads, but enough to be worth a call. It depends on the shape alone.
     pub(super) fn block_rows(&self) -> usize {
         /// Bytes of one of the four arrays.
         const BYTES: usize = 1 << 16;

@@ -27,8 +27,8 @@ impl Progress {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Forwards that the check expects to need in all, as soon as it has begun; components that need a second look come on
-    /// top of it.
+    /// Forwards that the check expects to need in all, as soon as it has begun; components that need a second look come
+    /// on top of it.
     pub fn expected(&self) -> u64 {
         self.expected.load(Ordering::Relaxed).max(self.done())
     }

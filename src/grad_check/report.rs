@@ -15,8 +15,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// What a check found.
 ///
-/// Its text form starts with the two lines of the notebook, then the verdict. No field but [`timing`](Self::timing), which must be
-/// asked for, depends on time or on the number of threads: the same check gives the same report, bit for bit.
+/// Its text form starts with the two lines of the notebook, then the verdict. No field but [`timing`](Self::timing),
+/// which must be asked for, depends on time or on the number of threads: the same check gives the same report, bit for
+/// bit.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -33,7 +34,8 @@ pub struct Report {
     pub step: Step,
     /// The greatest `|analytic - numeric|` over all components of all inputs.
     pub max_abs_diff: f64,
-    /// [`max_abs_diff`](Self::max_abs_diff) over the greatest `|analytic| + |numeric|`, plus 1e-22. A headline, never the verdict.
+    /// [`max_abs_diff`](Self::max_abs_diff) over the greatest `|analytic| + |numeric|`, plus 1e-22. A headline, never
+    /// the verdict.
     pub relative_diff: f64,
     /// The worst of what follows.
     pub verdict: Verdict,
@@ -58,7 +60,8 @@ pub struct Report {
     pub timing: Option<Timing>,
 }
 
-/// How long a check took, and what plain forwards of the whole input take on the same threads, measured in the same run.
+/// How long a check took, and what plain forwards of the whole input take on the same threads, measured in the same
+/// run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -67,9 +70,9 @@ pub struct Timing {
     pub seconds: f64,
     /// Seconds of one forward of the whole input: the median of some before and some after the check.
     pub forward_seconds: f64,
-    /// Forwards, and backwards, that the mode takes by definition. For `R` rows of `C` columns in mode `local`: `4 C` for the
-    /// differences and their truncation, 4 for each parameter, `4 ceil(log2 R)` to verify the independence of the rows.
-    /// Pilots, second looks, the noise and the other exact checks are not among them.
+    /// Forwards, and backwards, that the mode takes by definition. For `R` rows of `C` columns in mode `local`: `4 C`
+    /// for the differences and their truncation, 4 for each parameter, `4 ceil(log2 R)` to verify the independence of
+    /// the rows. Pilots, second looks, the noise and the other exact checks are not among them.
     pub forwards: u64,
     /// The seconds of the check over those of the forwards.
     pub ratio: f64,

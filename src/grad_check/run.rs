@@ -24,15 +24,16 @@ use crate::Element;
 #[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Mode {
-    /// `Local` where rows or columns are declared independent; `Exhaustive` where that is affordable; else `Directional` and
-    /// a sample of the components, spread evenly. What stays inconclusive is measured again by `Line`.
+    /// `Local` where rows or columns are declared independent; `Exhaustive` where that is affordable; else
+    /// `Directional` and a sample of the components, spread evenly. What stays inconclusive is measured again by
+    /// `Line`.
     Auto,
     /// Every component of every input, one at a time: two forwards of the whole input each, and as many again for the
     /// truncation. Any operation.
     Exhaustive,
-    /// Every component of inputs whose rows or columns are declared independent, a column of all rows at once, after that
-    /// declaration has been verified: two forwards for each column, and as many again for the truncation. Inputs of
-    /// which nothing is declared are checked exhaustively.
+    /// Every component of inputs whose rows or columns are declared independent, a column of all rows at once, after
+    /// that declaration has been verified: two forwards for each column, and as many again for the truncation. Inputs
+    /// of which nothing is declared are checked exhaustively.
     Local,
     /// A few random directions of each input: four forwards each, whatever the number of components.
     Directional,
@@ -166,8 +167,8 @@ impl GradCheck {
         self
     }
 
-    /// Adds to the report how long the check took, and how that compares with plain forwards; by default the report depends
-    /// on nothing but what is checked.
+    /// Adds to the report how long the check took, and how that compares with plain forwards; by default the report
+    /// depends on nothing but what is checked.
     #[must_use]
     pub fn timed(mut self) -> Self {
         self.timed = true;
@@ -196,7 +197,8 @@ impl GradCheck {
         self.judge_all(&problem, None)
     }
 
-    /// Judges gradients that were computed elsewhere, one for each input or `None`, against differences of the operation.
+    /// Judges gradients that were computed elsewhere, one for each input or `None`, against differences of the
+    /// operation.
     ///
     /// # Errors
     ///

@@ -24,7 +24,8 @@ use crate::Element;
 /// Directions that are tried where not every component is.
 const DIRECTIONS: usize = 8;
 
-/// Output elements that may be computed for one input without a budget where nothing is known of its rows; some seconds.
+/// Output elements that may be computed for one input without a budget where nothing is known of its rows; some
+/// seconds.
 const DEFAULT_WORK: u64 = 1 << 32;
 
 /// What a check is asked to do, and what it has found so far.
@@ -125,8 +126,8 @@ impl<T: Element> Session<'_, T> {
         matches!(self.mode, Mode::Local | Mode::Auto | Mode::Line)
     }
 
-    /// Forwards that the differences of an input take by definition, with those for their truncation: two for `D(h)` and two
-    /// for `D(2h)`, for each element that is moved or for each column of elements that are moved together.
+    /// Forwards that the differences of an input take by definition, with those for their truncation: two for `D(h)`
+    /// and two for `D(2h)`, for each element that is moved or for each column of elements that are moved together.
     fn differences(&self, k: usize, plan: &Plan) -> u64 {
         let declared = &self.problem.declared[k];
         let (all, fewer) = match declared.locality {
@@ -288,8 +289,8 @@ impl<T: Element> Session<'_, T> {
     }
 }
 
-/// `count` numbers below `len` in ascending order: one of each of as many equal strata, at changing places in it, and always
-/// the first and the last, where loops begin and end.
+/// `count` numbers below `len` in ascending order: one of each of as many equal strata, at changing places in it, and
+/// always the first and the last, where loops begin and end.
 pub(super) fn spread(len: usize, count: usize) -> Vec<usize> {
     Spread { len, count }.iter().collect()
 }

@@ -181,8 +181,8 @@ fn wrapped(words: &str, letters: usize) -> Vec<String> {
 }
 
 impl InputReport {
-    /// A heat map of `|analytic - numeric|`, in units of what is allowed: the floor or, where it is greater, the tolerance. One
-    /// cell for each component, or for the worst of several.
+    /// A heat map of `|analytic - numeric|`, in units of what is allowed: the floor or, where it is greater, the
+    /// tolerance. One cell for each component, or for the worst of several.
     ///
     /// # Errors
     ///

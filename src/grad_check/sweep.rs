@@ -1,5 +1,5 @@
-//! The difference of the two gradients against the step: noise on the left, truncation on the right, and whatever does not
-//! change with the step is an error of the gradient.
+//! The difference of the two gradients against the step: noise on the left, truncation on the right, and whatever does
+//! not change with the step is an error of the gradient.
 
 use std::fmt;
 
@@ -45,7 +45,8 @@ pub struct Sweep {
     pub best_step: f64,
     /// The noise times the step: noise falls with slope -1.
     pub noise: f64,
-    /// The truncation error over the square of the step, which it grows with (slope +2); 0 where it was never above the noise.
+    /// The truncation error over the square of the step, which it grows with (slope +2); 0 where it was never above the
+    /// noise.
     pub truncation: f64,
     /// What the curve says.
     pub conclusion: Conclusion,
@@ -226,12 +227,13 @@ impl Sweep {
                 "both gradients vanish within the noise: the loss does not see this input".to_owned()
             }
             Conclusion::Error => format!(
-                "the difference stays at {difference:.1e} whatever the step (slope 0), {:.1e} times what noise and truncation \
-                 explain: an error of the gradient",
+                "the difference stays at {difference:.1e} whatever the step (slope 0), {:.1e} times what noise and \
+                 truncation explain: an error of the gradient",
                 difference / floor
             ),
             Conclusion::Agrees if self.truncation == 0.0 => format!(
-                "the difference falls with the step (slope -1): noise alone, down to {difference:.1e} at {step:.0e}; no error is seen"
+                "the difference falls with the step (slope -1): noise alone, down to {difference:.1e} at {step:.0e}; \
+                 no error is seen"
             ),
             Conclusion::Agrees => format!(
                 "the difference falls (slope -1, noise), turns at about {step:.0e} and rises (slope +2, truncation): \

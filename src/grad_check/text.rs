@@ -36,7 +36,8 @@ impl fmt::Display for Timing {
         let Self { seconds, forward_seconds, forwards, ratio } = self;
         writeln!(
             formatter,
-            "time: {seconds:.3} s, which is {ratio:.2} times {forwards} forwards of the whole input on these threads, of {:.3} ms each",
+            "time: {seconds:.3} s, which is {ratio:.2} times {forwards} forwards of the whole input on these threads, \
+             of {:.3} ms each",
             1e3 * forward_seconds
         )
     }

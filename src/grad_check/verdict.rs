@@ -1,8 +1,8 @@
 //! The four-way verdict on one component, and what it is judged by.
 //!
-//! A difference quotient `D` carries rounding noise of deviation `sigma` and a truncation error of about `T`. So
-//! `floor = 6 sigma + 2 T` is the least error of the analytic gradient `a` that it can show, and `tolerance` the greatest
-//! that is accepted. Where the floor exceeds the tolerance, agreement proves nothing.
+//! A difference quotient `D` carries rounding noise of deviation `sigma` and a truncation error of about `T`. So `floor
+//! = 6 sigma + 2 T` is the least error of the analytic gradient `a` that it can show, and `tolerance` the greatest that
+//! is accepted. Where the floor exceeds the tolerance, agreement proves nothing.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ use std::fmt;
 pub enum Verdict {
     /// The analytic gradient agrees with the numeric one, which was sharp enough to show an error.
     Passed,
-    /// The numeric gradient is not sharp enough, its step changed nothing, or the loss does not see the operation: nothing is
-    /// certified.
+    /// The numeric gradient is not sharp enough, its step changed nothing, or the loss does not see the operation:
+    /// nothing is certified.
     Inconclusive,
     /// The analytic gradient differs by more than the noise and by more than the tolerance.
     Wrong,
@@ -70,8 +70,8 @@ impl Tolerance {
 /// row's size: a gradient is a sum of a few terms, each of which may be some times greater than their sum.
 pub(super) const GRANTED_ROUNDINGS: f64 = 64.0;
 
-/// The roundings that any gradient is granted, in units of its unit roundoff and of what its terms amount to before they
-/// cancel, where that is known.
+/// The roundings that any gradient is granted, in units of its unit roundoff and of what its terms amount to before
+/// they cancel, where that is known.
 pub(super) const ROUNDINGS_OF_TERMS: f64 = 8.0;
 
 /// The floor of a component whose step changed nothing: no error would show.
@@ -118,8 +118,8 @@ impl Component {
         self.floor == NO_STEP && self.analytic.is_finite()
     }
 
-    /// Whether both gradients vanish within ten floors, or within rounding, so that a wrong one could not be told from a
-    /// right one.
+    /// Whether both gradients vanish within ten floors, or within rounding, so that a wrong one could not be told from
+    /// a right one.
     pub(super) fn is_blind(&self) -> bool {
         let least = self.rounding.max(10.0 * self.floor);
         self.analytic.abs() <= least && self.numeric.abs() <= least

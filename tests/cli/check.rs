@@ -235,7 +235,8 @@ fn where_nothing_can_be_seen_it_is_inconclusive() {
     }
 }
 
-/// The exact dx and dgamma of rows of one element are 0. What rounding leaves of them in f64 is no error; what a bug leaves is.
+/// The exact dx and dgamma of rows of one element are 0. What rounding leaves of them in f64 is no error; what a bug
+/// leaves is.
 #[test]
 fn what_rounding_leaves_of_a_gradient_that_cancels_is_not_called_an_error() {
     let folder = Folder::new();

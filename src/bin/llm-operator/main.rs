@@ -1,8 +1,9 @@
 //! The command line of `llm_operator`: check a gradient, run LayerNorm on files, look at the machine.
 //!
-//! One file a subcommand: it holds the arguments (as the help shows them), what is done with them, and what is
-//! printed. What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`case`] (what a
-//! check is run on), [`subject`] and [`settings`] (the arguments of a check), [`npy`] (input files), [`outputs`] (output files), [`progress`], [`report`] (stdout).
+//! One file a subcommand: it holds the arguments (as the help shows them), what is done with them, and what is printed.
+//! What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`case`] (what a check
+//! is run on), [`subject`] and [`settings`] (the arguments of a check), [`npy`] (input files), [`outputs`] (output
+//! files), [`progress`], [`report`] (stdout).
 //!
 //! A new subcommand is a file, a `mod` line, and a variant of [`Command`].
 
