@@ -1,6 +1,6 @@
 //! The numeric gradient of an input, one component at a time, with the step that each component needs.
 
-use super::error::CheckError;
+use super::error::{CheckError, unless_stopped};
 use super::exhaustive::{Difference, OutputNoise, Request, differences, output_noise};
 use super::judge::Judge;
 use super::measured::Measured;
@@ -39,27 +39,80 @@ pub(super) fn measure<T: Element>(
     let step_of = |element: usize| if let Step::Fixed(eps) = step { eps } else { steps[element / row_len] };
     let fixed = if let Step::Fixed(eps) = step { Some(eps) } else { None };
     let mut measured = Measured::not_looked_at(analytic.len(), fixed);
-    let mut left = elements.iter().peekable();
-    while left.peek().is_some() {
-        let mut batch: Vec<usize> = Vec::with_capacity(BATCH);
-        while let Some(element) =
-            left.next_if(|element| batch.len() < BATCH || element / row_len == batch[batch.len() - 1] / row_len)
-        {
-            batch.push(element);
-        }
-        let requests: Vec<_> =
-            batch.iter().map(|&element| Request { input: k, element, step: step_of(element) }).collect();
-        let mut found = differences(problem, &noise, &requests)?;
-        batch.iter().zip(&found).for_each(|(&element, found)| measured.set(element, found));
-        if step == Step::Balanced {
-            for _ in 0..RETRIES {
-                if !retry(problem, &noise, k, judge, analytic, &batch, &mut found, &mut measured)? {
+    let batches = Batches { problem, noise: &noise, k, judge, analytic, balanced: step == Step::Balanced };
+    unless_stopped(batches.measure(elements, &step_of, &mut measured))?;
+    Ok(measured)
+}
+/// What the components of an input are measured with.
+struct Batches<'a, T: Element> {
+    problem: &'a Problem<'a, T>,
+    noise: &'a OutputNoise<T>,
+    k: usize,
+    judge: &'a Judge,
+    analytic: &'a [f64],
+    balanced: bool,
+}
+
+impl<T: Element> Batches<'_, T> {
+    fn measure(
+        &self,
+        elements: Spread,
+        step_of: &dyn Fn(usize) -> f64,
+        measured: &mut Measured,
+    ) -> Result<(), CheckError> {
+        let row_len = self.judge.row_len();
+        let mut left = elements.iter().peekable();
+        while left.peek().is_some() {
+            let mut batch: Vec<usize> = Vec::with_capacity(BATCH);
+            while let Some(element) =
+                left.next_if(|element| batch.len() < BATCH || element / row_len == batch[batch.len() - 1] / row_len)
+            {
+                batch.push(element);
+            }
+            let request = |&element: &usize| Request { input: self.k, element, step: step_of(element) };
+            let requests: Vec<_> = batch.iter().map(request).collect();
+            let mut found = differences(self.problem, self.noise, &requests)?;
+            batch.iter().zip(&found).for_each(|(&element, found)| measured.set(element, found));
+            for _ in 0..if self.balanced { RETRIES } else { 0 } {
+                if !self.retry(&batch, &mut found, measured)? {
                     break;
                 }
             }
         }
+        Ok(())
     }
-    Ok(measured)
+
+    /// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation
+    /// ask for. Returns whether anything became sharper.
+    fn retry(&self, batch: &[usize], found: &mut [Difference], measured: &mut Measured) -> Result<bool, CheckError> {
+        let Self { problem, noise, k, judge, analytic, .. } = *self;
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(false) };
+        let row_len = judge.row_len();
+        let start = first / row_len * row_len;
+        let rows = start..((last / row_len + 1) * row_len).min(analytic.len());
+        let [a, d, floor] = [analytic, &measured.numeric, &measured.floor].map(|all| &all[rows.clone()]);
+        let mut requests = Vec::new();
+        judge.components_of(start, analytic.len(), a, d, floor, |element, component| {
+            let element = start + element;
+            // Every component of these rows that was looked at is in the batch.
+            let Ok(position) = batch.binary_search(&element) else { return };
+            let Difference { step: old, sigma, truncation, .. } = found[position];
+            let step = sharper(old, sigma, truncation);
+            if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
+                requests.push((position, Request { input: k, element, step }));
+            }
+        });
+        let (positions, requests): (Vec<usize>, Vec<Request>) = requests.into_iter().unzip();
+        let mut sharper = false;
+        for (position, difference) in positions.into_iter().zip(differences(problem, noise, &requests)?) {
+            if difference.floor() < found[position].floor() {
+                found[position] = difference;
+                measured.set(batch[position], &difference);
+                sharper = true;
+            }
+        }
+        Ok(sharper)
+    }
 }
 
 /// For each row its scale times the step, in units of that scale, that suits the pilots.
@@ -112,45 +165,4 @@ pub(super) fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
         let whole = row_scale::<T>(input.iter().map(|x| x.to_f64()));
         input.iter().map(|x| whole.max(0.1 * x.to_f64().abs())).collect()
     }
-}
-
-/// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation ask
-/// for. Returns whether anything became sharper.
-#[expect(clippy::too_many_arguments, reason = "what the components are, and what is known of them")]
-fn retry<T: Element>(
-    problem: &Problem<'_, T>,
-    noise: &OutputNoise<T>,
-    k: usize,
-    judge: &Judge,
-    analytic: &[f64],
-    batch: &[usize],
-    found: &mut [Difference],
-    measured: &mut Measured,
-) -> Result<bool, CheckError> {
-    let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(false) };
-    let row_len = judge.row_len();
-    let start = first / row_len * row_len;
-    let rows = start..((last / row_len + 1) * row_len).min(analytic.len());
-    let [a, d, floor] = [analytic, &measured.numeric, &measured.floor].map(|all| &all[rows.clone()]);
-    let mut requests = Vec::new();
-    judge.components_of(start, analytic.len(), a, d, floor, |element, component| {
-        let element = start + element;
-        // Every component of these rows that was looked at is in the batch.
-        let Ok(position) = batch.binary_search(&element) else { return };
-        let Difference { step: old, sigma, truncation, .. } = found[position];
-        let step = sharper(old, sigma, truncation);
-        if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
-            requests.push((position, Request { input: k, element, step }));
-        }
-    });
-    let (positions, requests): (Vec<usize>, Vec<Request>) = requests.into_iter().unzip();
-    let mut sharper = false;
-    for (position, difference) in positions.into_iter().zip(differences(problem, noise, &requests)?) {
-        if difference.floor() < found[position].floor() {
-            found[position] = difference;
-            measured.set(batch[position], &difference);
-            sharper = true;
-        }
-    }
-    Ok(sharper)
 }

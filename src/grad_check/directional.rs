@@ -62,8 +62,17 @@ impl<'a, T: Element> Directional<'a, T> {
     }
 
     /// Judges `count` directions.
-    pub(super) fn judge(&mut self, count: usize, step: Step, judge: &Judge) -> Result<Vec<Direction>, CheckError> {
-        (0..count).map(|number| self.direction(number, step, judge)).collect()
+    pub(super) fn judge(
+        &mut self,
+        count: usize,
+        step: Step,
+        judge: &Judge,
+        directions: &mut Vec<Direction>,
+    ) -> Result<(), CheckError> {
+        for number in 0..count {
+            directions.push(self.direction(number, step, judge)?);
+        }
+        Ok(())
     }
 
     fn direction(&mut self, number: usize, step: Step, judge: &Judge) -> Result<Direction, CheckError> {

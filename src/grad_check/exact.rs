@@ -17,10 +17,13 @@ use crate::numpy_random::default_rng;
 const POISONS: [f64; 2] = [f64::NAN, -1.5e30];
 
 /// Checks the forward and, where it is the gradient under test, the backward.
-pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
-    let mut checks = Vec::new();
+pub(super) fn verify<T: Element>(
+    problem: &Problem<'_, T>,
+    backward: bool,
+    checks: &mut Vec<Check>,
+) -> Result<(), CheckError> {
     if problem.output_len() == 0 {
-        return Ok(checks);
+        return Ok(());
     }
     let arguments = argument_bits(problem);
     let width = problem.width();
@@ -29,20 +32,20 @@ pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Re
         problem.forward(&problem.inputs, &mut y, || None)?;
         Ok(Results::of(vec![(y, width)]))
     };
-    repeated(&mut checks, "forward", &forward, &|| changed_argument(problem, &arguments))?;
+    repeated(checks, "forward", &forward, &|| changed_argument(problem, &arguments))?;
     if backward {
         let gradients = |poison: f64| {
             let buffer = |shape: &[usize]| framed(shape, T::from_f64(poison));
             let gradients = problem.backward_into(&problem.inputs, &problem.upstream, buffer)?;
             Ok(Results::of(gradients.into_iter().zip(problem.declared.iter().map(Input::row_len)).collect()))
         };
-        repeated(&mut checks, "backward", &gradients, &|| changed_argument(problem, &arguments))?;
+        repeated(checks, "backward", &gradients, &|| changed_argument(problem, &arguments))?;
         checks.push(linear(problem)?);
         if problem.operation.rows_are_alike() && problem.rows > 1 {
             checks.push(equivariant(problem)?);
         }
     }
-    Ok(checks)
+    Ok(())
 }
 
 /// Whether blocks of rows have the bits of the whole forward, and nothing is written beside them.

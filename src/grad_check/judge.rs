@@ -135,7 +135,8 @@ pub(super) fn judge_input<T: Element>(
         (verdict == Verdict::Passed && tally.seen > 0).then(|| power::measure(&judge, &x, &analytic, &measured));
     let survived = power.iter().flat_map(|power| &power.mutants).any(|mutant| mutant.required && !mutant.caught);
     // Where only a sample was looked at, the directions answer for the rest.
-    let verdict = if survived && directions.is_empty() { Verdict::Inconclusive } else { verdict };
+    let unanswered = survived || tally.seen < analytic.len();
+    let verdict = if unanswered && directions.is_empty() { verdict.max(Verdict::Inconclusive) } else { verdict };
     let array = |values| ArrayD::from_shape_vec(IxDyn(&declared.shape), values).unwrap_or_default();
     InputReport {
         name: declared.name.clone(),

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::block::Block;
 use super::components::pilot_step;
-use super::error::CheckError;
+use super::error::{CheckError, unless_stopped};
 use super::exhaustive::Difference;
 use super::judge::Judge;
 use super::measured::{Measured, MeasuredRows};
@@ -58,9 +58,9 @@ impl<T: Element> Local<'_, T> {
                 .into_par_iter()
                 .map(|(rows, mut measured)| self.block(k, rows, columns, whole, &mut measured))
                 .collect();
-            outcomes.into_iter().collect::<Result<(), _>>()?;
+            unless_stopped(outcomes.into_iter().collect())?;
         } else {
-            self.whole(k, columns, &mut measured)?;
+            unless_stopped(self.whole(k, columns, &mut measured))?;
         }
         Ok(measured)
     }

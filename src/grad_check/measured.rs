@@ -37,6 +37,13 @@ impl Measured {
         unknown
     }
 
+    /// Calls what is still unknown not looked at.
+    pub(super) fn forget_unknown(&mut self) {
+        let unknown =
+            self.numeric.iter().zip(&mut self.floor).filter(|(numeric, floor)| numeric.is_nan() && floor.is_nan());
+        unknown.for_each(|(_, floor)| *floor = f64::INFINITY);
+    }
+
     pub(super) fn step(&self, element: usize) -> f64 {
         match &self.steps {
             Steps::Fixed(eps) => *eps,

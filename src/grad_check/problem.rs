@@ -88,6 +88,11 @@ impl<'a, T: Element> Problem<'a, T> {
         self.forwarded.load(Ordering::Relaxed).div_ceil(self.rows.max(1) as u64)
     }
 
+    /// Whether the caller asked for the end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
+    }
+
     /// Announces work, for the progress bar.
     pub(super) fn expect_forwards(&self, forwards: u64) {
         self.progress.expect(forwards);

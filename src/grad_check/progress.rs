@@ -33,7 +33,9 @@ impl Progress {
         self.expected.load(Ordering::Relaxed).max(self.done())
     }
 
-    /// Asks the check to end soon, with [`CheckError::Stopped`](super::CheckError::Stopped).
+    /// Asks the check to end soon, with a report on what was found until then: its
+    /// [`stopped`](super::Report::stopped) is set, and it never passes. (A sweep ends with
+    /// [`CheckError::Stopped`](super::CheckError::Stopped).)
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }

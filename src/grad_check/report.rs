@@ -39,6 +39,8 @@ pub struct Report {
     pub relative_diff: f64,
     /// The worst of what follows.
     pub verdict: Verdict,
+    /// Whether the check was asked to end before it had come to its end ([`Progress::stop`](super::Progress::stop)).
+    pub stopped: bool,
     /// Why the verdict is not `Passed`, in words.
     pub reasons: Vec<String>,
     /// What was accepted.

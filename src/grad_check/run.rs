@@ -9,12 +9,11 @@ use ndarray::ArrayD;
 use super::clock::Clock;
 use super::error::CheckError;
 use super::judge::nan_max;
-use super::noise::Noise;
 use super::operation::Operation;
 use super::problem::{Problem, check_count, check_shape};
 use super::progress::Progress;
 use super::report::{Check, InputReport, Report, SCHEMA_VERSION};
-use super::session::Session;
+use super::session::{Findings, Session};
 use super::step::Step;
 use super::verdict::{Tolerance, Verdict};
 use crate::Element;
@@ -267,22 +266,18 @@ impl GradCheck {
             clock.stop(problem)?;
         }
         let forwards = session.counted.into_inner();
-        let report = self.report(problem, &findings.noise, tolerance, findings.inputs, findings.checks);
+        let report = self.report(problem, tolerance, findings);
         Ok(Report { timing: clock.map(|clock| clock.timing(forwards)), ..report })
     }
 
-    fn report<T: Element>(
-        &self,
-        problem: &Problem<'_, T>,
-        noise: &Noise,
-        tolerance: Tolerance,
-        inputs: Vec<InputReport>,
-        checks: Vec<Check>,
-    ) -> Report {
+    fn report<T: Element>(&self, problem: &Problem<'_, T>, tolerance: Tolerance, findings: Findings) -> Report {
+        let Findings { noise, inputs, checks, stopped } = findings;
         let greatest = |of: fn(&InputReport) -> f64| inputs.iter().map(of).fold(0.0, nan_max);
         let max_abs_diff = if inputs.is_empty() { f64::NAN } else { greatest(|input| input.max_abs_diff) };
         let max_magnitude = greatest(|input| input.max_magnitude);
-        let nothing = if inputs.is_empty() { Verdict::Inconclusive } else { Verdict::Passed };
+        let nothing = if inputs.is_empty() || stopped { Verdict::Inconclusive } else { Verdict::Passed };
+        let forwards = problem.forwards();
+        let early = stopped.then(|| format!("stopped after {forwards} forwards: this is what was found until then"));
         let failed = checks.iter().filter(|check| !check.holds).map(|_| Verdict::Wrong);
         Report {
             schema_version: SCHEMA_VERSION,
@@ -294,11 +289,16 @@ impl GradCheck {
             // The notebook's own formula.
             relative_diff: max_abs_diff / (max_magnitude + 1e-22),
             verdict: inputs.iter().map(|input| input.verdict).chain(failed).fold(nothing, Verdict::max),
-            reasons: inputs.iter().flat_map(reasons).chain(checks.iter().filter_map(broken)).collect(),
+            stopped,
+            reasons: early
+                .into_iter()
+                .chain(inputs.iter().flat_map(reasons))
+                .chain(checks.iter().filter_map(broken))
+                .collect(),
             tolerance,
             kappa: noise.kappa,
             kappa_against_f64: noise.against_f64,
-            forwards: problem.forwards(),
+            forwards,
             inputs,
             checks,
             repeat: self.repeat.clone(),
@@ -341,6 +341,9 @@ fn reasons(input: &InputReport) -> Vec<String> {
         reasons.push(format!("{name}: the check would not have seen: {}", survivors.join(", ")));
     }
     reasons.extend(input.patterns.iter().map(|pattern| format!("{name}: {pattern}")));
+    if input.not_looked_at > 0 && input.directions.is_empty() {
+        reasons.push(format!("{name}: {} of {total} components were not looked at", input.not_looked_at));
+    }
     if total == 0 {
         reasons.push(format!("{name}: has no elements, so there is nothing to compare"));
     } else if input.blind {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::components;
 use super::directional::Directional;
-use super::error::{Call, CheckError, Stage};
+use super::error::{Call, CheckError, Stage, unless_stopped};
 use super::exact;
 use super::follows;
 use super::independence;
@@ -46,6 +46,8 @@ pub(super) struct Findings {
     pub(super) noise: Noise,
     pub(super) inputs: Vec<InputReport>,
     pub(super) checks: Vec<Check>,
+    /// Whether the caller asked for the end before it had come.
+    pub(super) stopped: bool,
 }
 
 /// How one input is measured.
@@ -63,11 +65,19 @@ enum Plan {
 impl<T: Element> Session<'_, T> {
     /// Judges the gradients that are given, or else the operation's own.
     pub(super) fn run(&self, given: Option<Vec<Option<Given>>>) -> Result<Findings, CheckError> {
+        let mut findings = Findings { noise: Noise::unknown(), inputs: Vec::new(), checks: Vec::new(), stopped: false };
+        unless_stopped(self.find(given, &mut findings))?;
+        findings.stopped = self.problem.is_stopped();
+        Ok(findings)
+    }
+
+    fn find(&self, given: Option<Vec<Option<Given>>>, findings: &mut Findings) -> Result<(), CheckError> {
         let problem = self.problem;
+        let checks = &mut findings.checks;
         let allowance = self.allowance()?;
         let splits = self.splits();
         problem.expect_forwards(self.expected(given.as_deref(), allowance));
-        let mut checks = exact::verify(problem, self.own_backward)?;
+        exact::verify(problem, self.own_backward, checks)?;
         if splits {
             let backwards = if self.own_backward { self.independence() } else { 0 };
             self.counted.fetch_add(self.independence() + backwards, Ordering::Relaxed);
@@ -76,7 +86,7 @@ impl<T: Element> Session<'_, T> {
             checks.extend(independence);
             // What is split by row would be split wrongly.
             if !may_split {
-                return Ok(Findings { noise: Noise::unknown(), inputs: Vec::new(), checks });
+                return Ok(());
             }
         }
         if self.own_backward {
@@ -89,8 +99,8 @@ impl<T: Element> Session<'_, T> {
             by_blocks = blocks.holds;
             checks.push(blocks);
         }
-        let noise = noise::measure(problem, by_blocks, allowance)?;
-        let mut inputs = Vec::new();
+        findings.noise = noise::measure(problem, by_blocks, allowance)?;
+        let noise = &findings.noise;
         let mut terms = self.gradient_terms()?;
         // Only now: what was verified before needs the memory.
         let analytic = match given {
@@ -112,13 +122,15 @@ impl<T: Element> Session<'_, T> {
             let row_len = problem.declared[k].row_len();
             let terms = std::mem::take(&mut terms[k]);
             let judge = Judge::new(self.tolerance, row_len, given.unit_roundoff, T::UNIT_ROUNDOFF, terms);
-            let local =
-                Local { problem, noise: &noise, step: self.step, judge: &judge, by_blocks, rows_verified: splits };
+            let local = Local { problem, noise, step: self.step, judge: &judge, by_blocks, rows_verified: splits };
             let analytic = given.into_values();
             let (measured, directions) = self.measure(&local, k, &analytic, share)?;
-            inputs.push(judge_input(problem, k, judge, analytic, measured, directions));
+            findings.inputs.push(judge_input(problem, k, judge, analytic, measured, directions));
+            if problem.is_stopped() {
+                break;
+            }
         }
-        Ok(Findings { noise, inputs, checks })
+        Ok(())
     }
 
     /// Whether the declared independence of rows and columns is relied on, after it was verified.
@@ -242,14 +254,16 @@ impl<T: Element> Session<'_, T> {
         self.counted.fetch_add(self.differences(k, &plan), Ordering::Relaxed);
         let mut directions = Vec::new();
         if !matches!(plan, Plan::All | Plan::Lines) && !analytic.is_empty() {
-            directions =
-                Directional::new(problem, local.noise, k, analytic)?.judge(DIRECTIONS, self.step, local.judge)?;
+            let judged = Directional::new(problem, local.noise, k, analytic)
+                .and_then(|mut directional| directional.judge(DIRECTIONS, self.step, local.judge, &mut directions));
+            unless_stopped(judged)?;
         }
         let mut measured = match plan {
             Plan::Directions => Measured::not_looked_at(analytic.len(), fixed),
             Plan::Lines => {
                 let mut measured = Measured::unknown(analytic.len(), None);
-                local.measure_lines(k, analytic, &mut measured, usize::MAX, true)?;
+                unless_stopped(local.measure_lines(k, analytic, &mut measured, usize::MAX, true))?;
+                measured.forget_unknown();
                 measured
             }
             Plan::All => self.measure_components(local, k, analytic, usize::MAX)?,
@@ -259,7 +273,7 @@ impl<T: Element> Session<'_, T> {
             // A line costs about as much as twelve forwards.
             let work = DEFAULT_WORK / problem.output_len().max(1) as u64 / 12;
             let limit = share.map_or(work, |share| share / 24).max(1) as usize;
-            local.measure_lines(k, analytic, &mut measured, limit, false)?;
+            unless_stopped(local.measure_lines(k, analytic, &mut measured, limit, false))?;
         }
         if let Some(eps) = fixed {
             let row_len = local.judge.row_len();
@@ -280,10 +294,17 @@ impl<T: Element> Session<'_, T> {
             Locality::Rows(_) if local.rows_verified => {
                 local.measure_rows(k, &spread(self.problem.declared[k].row_len(), count))
             }
-            Locality::Columns if local.rows_verified && count > 0 => local.measure_columns(k, analytic),
+            Locality::Columns if local.rows_verified && count > 0 => match local.measure_columns(k, analytic) {
+                Err(CheckError::Stopped { .. }) => Ok(Measured::not_looked_at(analytic.len(), None)),
+                measured => measured,
+            },
             _ => {
                 let elements = Spread { len: analytic.len(), count };
-                components::measure(self.problem, local.noise, k, self.step, local.judge, analytic, elements)
+                match components::measure(self.problem, local.noise, k, self.step, local.judge, analytic, elements) {
+                    // Not even the pilots were done.
+                    Err(CheckError::Stopped { .. }) => Ok(Measured::not_looked_at(analytic.len(), None)),
+                    measured => measured,
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `check`: the gradients of LayerNorm against finite differences.
 
 use crate::case::Case;
+use crate::interrupt::{INTERRUPTED, stoppable};
 use crate::layer::explain;
 use crate::npy::{ElementType, FileElement, Input};
 use crate::outputs::Outputs;
@@ -81,9 +82,9 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// What the exit code tells.
-    pub(crate) fn verdict(&self) -> Verdict {
-        self.report.verdict
+    /// 0, 1 or 3 for the verdict, and 130 for a check that was interrupted.
+    pub(crate) fn exit_code(&self) -> u8 {
+        if self.report.stopped { INTERRUPTED } else { self.report.verdict.exit_code() }
     }
 }
 
@@ -215,5 +216,6 @@ fn compare<T: Element>(
         None => check.run(&case.operation, &case.inputs, &case.g),
         Some(given) => check.judge(&case.operation, &case.inputs, &case.g, given),
     };
+    let work = || stoppable(&progress, work);
     Ok(if quiet { work()? } else { progress::watch("Checking", &progress, work)? })
 }

@@ -13,6 +13,7 @@ mod case;
 mod check;
 mod forward;
 mod info;
+mod interrupt;
 mod layer;
 mod npy;
 mod outputs;
@@ -43,7 +44,7 @@ struct CommandLine {
 /// The end of `--help`.
 const EXIT_CODES: &str = "\
 Exit codes: 0 done (check, sweep: every gradient is right), 1 a gradient is wrong, 2 bad usage or input, \
-3 nothing could be certified.
+3 nothing could be certified, 130 interrupted (check: the report is on what was found until then).
 
 Files are NumPy's .npy, of little-endian f32 or f64, in C or Fortran order; outputs are in C order.";
 
@@ -94,5 +95,5 @@ fn check(arguments: &check::Arguments, json: bool) -> anyhow::Result<u8> {
     if !arguments.quiet {
         report::print(&report, json)?;
     }
-    Ok(report.verdict().exit_code())
+    Ok(report.exit_code())
 }
