@@ -1,11 +1,11 @@
 //! Forward and backward on each backend, beside the copy of the same bytes and the expression that a user would write.
 //!
-//! `cargo bench -- forward_f32` runs a group, `cargo bench -- avx512/2048x1024` a row of it. Every answer is checked once before
-//! it is timed.
+//! `cargo bench -- forward_f32` runs a group, `cargo bench -- avx512/2048x1024` a row of it. Every answer is checked
+//! once before it is timed.
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use llm_operator::grad_check::GradCheck;
+use llm_operator::grad_check::{GradCheck, Mode, Operation, Verdict};
 use llm_operator::{
     Backend, Element, GradientMut, GradientsMut, LayerNorm, LayerNormOperation, Statistics, StatisticsMut, reference,
     roofline,
@@ -216,5 +216,44 @@ fn checker(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, forward::<f32>, forward::<f64>, backward::<f32>, backward::<f64>, threads, checker);
+/// A check in mode `local`, and the forwards of the whole input that its report counts, on the same threads.
+fn checker_local<T: Element>(criterion: &mut Criterion) {
+    let mut group = configured(criterion, format!("grad_check_local_{}", T::NAME));
+    group.sample_size(10).measurement_time(Duration::from_secs(4));
+    for (rows, width) in [(64, 256), (1024, 256), (1024, 768)] {
+        let operation = LayerNormOperation::new(&[rows, width]);
+        let values = Case::<T>::new((rows, width));
+        let array = |values: &[T]| ArrayD::from_shape_vec(vec![rows, width], values.to_vec()).expect("the shape fits");
+        let (x, g) = ([array(&values.x)], array(&values.dy));
+        let check = GradCheck::new().mode(Mode::Local);
+        let report = check.clone().timed().run(&operation, &x, &g).expect("the check runs");
+        assert_eq!(report.verdict, Verdict::Passed, "a right gradient is timed: {report}");
+        let forwards = report.timing.expect("it was asked for").forwards;
+        let size = format!("{rows}x{width}");
+        group.bench_function(BenchmarkId::new("check", &size), |bencher| {
+            bencher.iter(|| check.run(&operation, &x, &g).expect("the check runs"));
+        });
+        let mut y = g.clone();
+        group.bench_function(BenchmarkId::new(format!("{forwards}_forwards"), &size), |bencher| {
+            bencher.iter(|| {
+                for _ in 0..forwards {
+                    operation.forward(&x, &mut y).expect("the shapes fit");
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(
+    benches,
+    forward::<f32>,
+    forward::<f64>,
+    backward::<f32>,
+    backward::<f64>,
+    threads,
+    checker,
+    checker_local::<f64>,
+    checker_local::<f32>
+);
 criterion_main!(benches);

@@ -1,6 +1,6 @@
 //! LayerNorm as an operation of the gradient checker.
 
-use crate::grad_check::{Identity, Input, Locality, Operation, Outcome, layer_norm_identities};
+use crate::grad_check::{Identity, Input, Locality, Operation, Outcome, layer_norm_identities, layer_norm_terms};
 use crate::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut};
 use ndarray::{ArrayD, IxDyn};
 use std::borrow::Cow;
@@ -90,6 +90,11 @@ impl LayerNormOperation {
         self.split_shape().0.iter().product()
     }
 
+    /// How many elements of x a row has.
+    fn width(&self) -> usize {
+        self.split_shape().1.iter().product()
+    }
+
     /// The layer with its parameters: the inputs after x.
     fn layer<'p, T: Element>(&self, parameters: impl IntoIterator<Item = &'p [T]>) -> LayerNorm<'p, T> {
         let mut parameters = parameters.into_iter();
@@ -131,9 +136,10 @@ impl<T: Element> Operation<T> for LayerNormOperation {
     fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &mut [ArrayD<T>]) -> Outcome {
         let inputs = slices(inputs)?;
         let layer = self.layer(inputs[1..].iter().copied());
-        let mut y = vec![T::default(); inputs[0].len()];
         let [mut mean, mut rstd] = [(); 2].map(|()| vec![T::default(); self.rows()]);
-        layer.forward_into(inputs[0], &mut y, Some(StatisticsMut { mean: &mut mean, rstd: &mut rstd }))?;
+        // Of this forward only the statistics are wanted: y goes where dx will be.
+        let y = gradients[0].as_slice_mut().ok_or(NOT_CONTIGUOUS)?;
+        layer.forward_into(inputs[0], y, Some(StatisticsMut { mean: &mut mean, rstd: &mut rstd }))?;
 
         let mut gradients = gradients.iter_mut().map(|gradient| gradient.as_slice_mut().map(GradientMut::Overwrite));
         let mut next = |present: bool| if present { gradients.next().flatten() } else { None };
@@ -157,13 +163,21 @@ impl<T: Element> Operation<T> for LayerNormOperation {
     }
 
     fn identities(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &[ArrayD<T>]) -> Vec<Identity> {
-        let (rows, width) = (self.rows(), self.split_shape().1.iter().product());
-        let [x, dy, dx] = [&inputs[0], dy, &gradients[0]].map(|array| reshaped(array, &[rows, width]));
+        let width = self.width();
+        let [x, dy, dx] = [&inputs[0], dy, &gradients[0]].map(|array| reshaped(array, &[self.rows(), width]));
         let gamma = self.gamma.then(|| reshaped(&inputs[1], &[width]));
         let parameters =
             (self.gamma && self.beta).then(|| (reshaped(&gradients[1], &[width]), reshaped(&gradients[2], &[width])));
         let parameters = parameters.as_ref().map(|(dgamma, dbeta)| (&**dgamma, &**dbeta));
         layer_norm_identities(&x, gamma.as_deref(), &dy, self.epsilon, &dx, parameters)
+    }
+
+    fn gradient_terms(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Vec<Vec<f64>> {
+        let width = self.width();
+        let [x, dy] = [&inputs[0], dy].map(|array| reshaped(array, &[self.rows(), width]));
+        let gamma = self.gamma.then(|| reshaped(&inputs[1], &[width]));
+        let [dx, dgamma, dbeta] = layer_norm_terms(&x, gamma.as_deref(), &dy, self.epsilon);
+        [Some(dx), self.gamma.then_some(dgamma), self.beta.then_some(dbeta)].into_iter().flatten().collect()
     }
 }
 

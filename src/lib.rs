@@ -38,23 +38,56 @@
 //!
 //! # The numerical contract
 //!
-//! - y and dx are within 4 units in the last place of the row's largest exact value, `rstd` within 4 of its own, dgamma and
-//!   dbeta within 8 of the largest, for rows of any width up to 100,000 and up to 100,000 of them, near zero or at a mean
-//!   1e8 times the deviation, where the terms of a result do not all but cancel.
-//! - Where they cancel, the error stays as small beside the terms: of y beside `|gamma xhat| + |beta|`, of dx beside
-//!   `rstd * max |dy * gamma|`, of dgamma and dbeta beside the sum of the magnitudes. (For `dy = y` the exact dx is nearly 0, and
-//!   what is left of it in the element type is mostly rounding.) Of widths below 16, where that is common, y and dx are
-//!   computed in twice the digits.
-//! - Finite input never gives a wrong result silently: rows whose squares overflow or vanish are computed as well as others,
-//!   from the smallest subnormal number to the largest. Only a sum over rows that leaves the range on the way is infinite.
-//! - A row with NaN or an infinity in x or dy gives NaN in that row, and leaves all others alone. (dgamma and dbeta are sums
-//!   over rows, and take it up.)
-//! - Of width 1, y is beta, dx and dgamma are exactly 0. No rows give empty outputs and parameter gradients of 0. A
-//!   constant row without `epsilon` gives y = beta and dx = 0.
-//! - The results of one shape have the same bits on any number of threads, on every backend with fused multiply-add (AVX2,
-//!   AVX-512, and whatever is built for such a target), at every alignment; y and dx also for any split of the
-//!   rows into calls. The portable backend of a baseline build is within the same bounds.
-//! - The work runs on rayon's ambient pool; small work stays on the calling thread.
+//! Each sentence names the tests that hold it (`file::test`, of the folder `tests`).
+//!
+//! - y and dx are within 4 units in the last place (ULP) of the row's largest exact value, `rstd` within 4 of its own,
+//!   for rows of any width up to 100,000, where the terms of a result do not all but cancel.
+//!   (`accuracy::ordinary_rows_of_every_width_are_within_the_bounds`, `accuracy::wide_rows_are_within_the_bounds`)
+//! - The same holds near zero and at a mean 1e8 times the deviation.
+//!   (`accuracy::rows_far_from_zero_are_within_the_bounds`)
+//! - dgamma and dbeta are within 8 ULP of their largest, for up to 100,000 rows.
+//!   (`accuracy::parameter_gradients_of_many_rows_are_within_the_bounds`,
+//!   `accuracy::parameter_gradients_of_equal_rows_are_within_the_bounds`)
+//! - Where the terms cancel, the error is as small beside them: of y beside `|gamma xhat| + |beta|`, of dx beside `rstd
+//!   * max |dy * gamma|`, of dgamma and dbeta beside the sum of the magnitudes. (For `dy = y` the exact dx is nearly 0,
+//!   and what is left of it in the element type is mostly rounding.)
+//!   (`contract::results_whose_terms_cancel_are_within_the_bounds_beside_the_terms`)
+//! - Of widths below 16, where that is common, y and dx are computed in twice the digits.
+//!   (`accuracy::ordinary_rows_of_every_width_are_within_the_bounds`,
+//!   `extremes::of_two_elements_dx_is_what_epsilon_leaves`)
+//! - Finite input never gives a wrong result silently: rows whose squares overflow or vanish are computed as well as
+//!   others, from the smallest subnormal number to the largest. (`accuracy::huge_and_tiny_rows_are_within_the_bounds`,
+//!   `forward::finite_rows_at_the_ends_of_the_range_give_finite_values`,
+//!   `extremes::subnormal_rows_with_an_ordinary_epsilon`, `extremes::tiny_gradients`,
+//!   `extremes::huge_parameters_and_gradients`)
+//! - Only a sum over rows that leaves the range on the way is infinite.
+//!   (`contract::only_a_sum_over_rows_that_leaves_the_range_is_infinite`)
+//! - A row with NaN or an infinity in x or dy gives NaN in that row, and leaves all others alone; dgamma and dbeta are
+//!   sums over rows, and take it up. (`forward::a_row_with_nan_or_infinity_gives_nan_in_that_row_only`,
+//!   `backward::nan_in_dy_stays_in_its_row_and_its_columns`)
+//! - Of width 1, y is beta, dx and dgamma are exactly 0. (`forward::a_row_of_one_element_gives_beta`,
+//!   `backward::of_a_row_of_one_element_dx_and_dgamma_are_exactly_zero`)
+//! - No rows give empty outputs and parameter gradients of 0. (`forward::no_rows_give_empty_outputs`,
+//!   `backward::no_rows_give_parameter_gradients_of_zero`)
+//! - A constant row without `epsilon` gives y = beta and dx = 0.
+//!   (`forward::a_constant_row_gives_beta_whatever_epsilon`,
+//!   `backward::a_constant_row_without_epsilon_has_no_gradient`)
+//! - The results of one shape have the same bits on any number of threads, whoever else calls at the same time.
+//!   (`threads::any_number_of_threads_gives_the_same_bits`,
+//!   `load::a_hundred_thousand_calls_from_eight_threads_keep_their_bits`)
+//! - They have the same bits on every backend with fused multiply-add: AVX2, AVX-512, and whatever is built for such a
+//!   target. (`backends::f32_has_the_bits_of_the_model_at_every_width`,
+//!   `backends::f64_has_the_bits_of_the_model_at_every_width`, `backends::hard_rows_have_the_bits_of_the_model`)
+//! - They have the same bits at every alignment, with ordinary and with streaming stores.
+//!   (`backends::bits_do_not_depend_on_the_offset`, `backends::streaming_stores_change_no_bit`)
+//! - y and dx have the same bits for any split of the rows into calls.
+//!   (`forward::rows_in_one_call_or_in_many_have_the_same_bits`,
+//!   `contract::dx_of_rows_in_one_call_or_in_many_has_the_same_bits`)
+//! - The portable backend of a baseline build is within the same bounds. (All of `accuracy`, which runs on each
+//!   backend: `accuracy::ordinary_rows_of_every_width_are_within_the_bounds`)
+//! - The work runs on rayon's ambient pool. (`load::calls_from_within_a_callers_pool_keep_their_bits`,
+//!   `threads::calls_nest_in_a_parallel_loop_of_the_caller`)
+//! - Small work stays on the calling thread. (`small_work::small_work_starts_no_thread`)
 //!
 //! # The map
 //!

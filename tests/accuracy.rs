@@ -1,7 +1,7 @@
 //! Each backend is within its stated bound of the exact answer, on ordinary and on hard rows.
 //!
-//! Bounds are in units in the last place (ULP) of the largest exact value: of the row for y and dx, of the array for the
-//! parameter gradients.
+//! Bounds are in units in the last place (ULP) of the largest exact value: of the row for y and dx, of the array for
+//! the parameter gradients.
 
 mod support;
 

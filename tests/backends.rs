@@ -61,7 +61,8 @@ fn hard_rows_have_the_bits_of_the_model() {
     }
 }
 
-/// Rows of whole cache lines and not, streamed a batch at a time (below 1 KiB) and alone, of one segment and of several.
+/// Rows of whole cache lines and not, streamed a batch at a time (below 1 KiB) and alone, of one segment and of
+/// several.
 fn streaming_changes_no_bit<T: Element>() {
     for width in [16, 17, 64, 100, 128, 255, 256, 300, 768, 5000] {
         let mut case = Case::<T>::random(19, width, true, true, 6);

@@ -1,5 +1,5 @@
-//! Finite input at the ends of the range gives finite output within the same bounds: subnormal and huge x, dy and gamma,
-//! constant rows of any size, widths at which the terms of dx cancel.
+//! Finite input at the ends of the range gives finite output within the same bounds: subnormal and huge x, dy and
+//! gamma, constant rows of any size, widths at which the terms of dx cancel.
 
 mod support;
 

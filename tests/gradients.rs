@@ -50,7 +50,8 @@ fn several_normalized_dimensions_pass() {
     assert_gradients!(f32: LayerNormOperation::new(&[5, 3, 4]).normalized_dims(2).gamma().beta());
 }
 
-/// Rows of deviation 1 at a mean of 50, where an `f32` x has lost six bits, and at means where it has lost half of them.
+/// Rows of deviation 1 at a mean of 50, where an `f32` x has lost six bits, and at means where it has lost half of
+/// them.
 #[test]
 fn rows_far_from_zero_pass() {
     fn passes<T: Element>(seed: u64, mean: f64) {
@@ -160,7 +161,8 @@ fn planted_bugs_in_f32_are_named() {
     every_bug_is_named::<f32>(&[Mode::Auto]);
 }
 
-/// y = x^2, but for one element that takes its value from the row before, which no difference along a column could tell.
+/// y = x^2, but for one element that takes its value from the row before, which no difference along a column could
+/// tell.
 #[test]
 fn an_operation_whose_rows_depend_on_each_other_in_one_place_is_named() {
     let leaking = |x: &ArrayD<f64>| {

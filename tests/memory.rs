@@ -1,42 +1,14 @@
 //! The `_into` forms allocate nothing that grows with the rows.
 #![allow(unsafe_code, reason = "an allocator that counts can be written in no other way")]
 
+#[path = "support/counting.rs"]
+mod counting;
+
+use counting::{Counting, peak};
 use llm_operator::{GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Counts the bytes that are alive, and the most that were.
-struct Counting;
-
-static ALIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is handed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let alive = ALIVE.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
-        PEAK.fetch_max(alive, Ordering::SeqCst);
-        // SAFETY: the caller's promise about `layout` is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        ALIVE.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's promise about `pointer` and `layout` is handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// The most bytes that `call` had allocated at a time.
-fn peak(call: impl FnOnce()) -> usize {
-    let before = ALIVE.load(Ordering::SeqCst);
-    PEAK.store(before, Ordering::SeqCst);
-    call();
-    PEAK.load(Ordering::SeqCst) - before
-}
 
 /// The peaks of forward, of backward without and with parameter gradients.
 fn peaks(rows: usize, width: usize) -> [usize; 3] {
@@ -63,7 +35,7 @@ fn peaks(rows: usize, width: usize) -> [usize; 3] {
         };
         layer.backward_into(&y, &x, statistics, gradients).unwrap();
     });
-    [forward, plain, full]
+    [forward, plain, full].map(|(bytes, ())| bytes)
 }
 
 /// One test, so that no other allocates meanwhile.

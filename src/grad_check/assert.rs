@@ -41,7 +41,8 @@ pub fn assert_pass<T: Element>(operation: &dyn Operation<T>, seed: u64, check: &
 /// use llm_operator::grad_check::{Function, GradCheck};
 /// use ndarray::ArrayD;
 ///
-/// let tanh = Function::new("tanh", [3, 5], |x: &ArrayD<f64>| x.mapv(f64::tanh), |x, dy| dy * &x.mapv(|x| 1.0 - x.tanh().powi(2)));
+/// let slope = |x: f64| 1.0 - x.tanh().powi(2);
+/// let tanh = Function::new("tanh", [3, 5], |x: &ArrayD<f64>| x.mapv(f64::tanh), |x, dy| dy * &x.mapv(slope));
 /// assert_gradients!(tanh);
 /// assert_gradients!(tanh, seed = 7);
 /// assert_gradients!(tanh, seed = 7, check = GradCheck::new().rtol(1e-8));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::ArrayD;
 
 use super::error::{CheckError, Probe};
-use super::exhaustive::{Difference, change_of_loss};
+use super::exhaustive::{Difference, change_of_row};
 use super::noise::Noise;
 use super::problem::Problem;
 use crate::Element;
@@ -16,8 +16,6 @@ pub(super) struct Block<'p, T: Element> {
     k: usize,
     rows: Range<usize>,
     buffers: Buffers<T>,
-    /// The upstream gradient of a block that is forwarded alone, in `f64`: converted once, not for every column.
-    dy: Vec<f64>,
     /// The deviation of the rounding noise of each row's loss.
     noise: Vec<f64>,
     wide: Vec<f64>,
@@ -77,7 +75,6 @@ impl<'p, T: Element> Block<'p, T> {
             k: self.k,
             rows: self.rows.clone(),
             buffers: Buffers::Everything { inputs: problem.inputs.to_vec(), plus, minus },
-            dy: Vec::new(),
             noise: self.noise.clone(),
             wide: vec![0.0; count],
             widths: vec![0.0; count],
@@ -95,8 +92,7 @@ impl<'p, T: Element> Block<'p, T> {
         let count = rows.len();
         let unknown = Difference::UNKNOWN;
         let (wide, widths, found) = (vec![0.0; count], vec![0.0; count], vec![unknown; count]);
-        let dy = Vec::new();
-        let mut block = Self { problem, k, rows, buffers, dy, noise: Vec::new(), wide, widths, found };
+        let mut block = Self { problem, k, rows, buffers, noise: Vec::new(), wide, widths, found };
         block.forward(Side::Plus, || None)?;
         let (plus, _) = block.outputs();
         let width = problem.width();
@@ -108,14 +104,21 @@ impl<'p, T: Element> Block<'p, T> {
                 (size * noise.unit_variance(block.rows.start + row)).sqrt()
             })
             .collect();
-        if let Buffers::Rows { .. } = block.buffers {
-            block.dy = dy.iter().map(|dy| dy.to_f64()).collect();
-        }
         Ok(block)
     }
 
     pub(super) fn rows(&self) -> usize {
         self.rows.len()
+    }
+
+    /// The number of the first row.
+    pub(super) fn start(&self) -> usize {
+        self.rows.start
+    }
+
+    /// The number of the perturbed input.
+    pub(super) fn input(&self) -> usize {
+        self.k
     }
 
     /// Elements in a row of the perturbed input.
@@ -151,6 +154,10 @@ impl<'p, T: Element> Block<'p, T> {
         for (row, &step) in steps.iter().enumerate() {
             let sigma = self.sigma(row, 0.5 * self.widths[row]);
             let found = &mut self.found[row];
+            if self.widths[row] == 0.0 {
+                *found = Difference::without_step(step);
+                continue;
+            }
             found.sigma = sigma;
             found.truncation = (self.wide[row] - found.numeric).abs() / 3.0;
             found.step = step;
@@ -183,11 +190,7 @@ impl<'p, T: Element> Block<'p, T> {
     fn change(&self, row: usize) -> f64 {
         let (plus, minus) = self.outputs();
         let outputs = row * self.problem.width()..(row + 1) * self.problem.width();
-        let (plus, minus) = (&plus[outputs.clone()], &minus[outputs.clone()]);
-        match self.buffers {
-            Buffers::Rows { .. } => change_of_loss(plus, minus, &self.dy[outputs]),
-            Buffers::Everything { .. } => change_of_loss(plus, minus, &self.dy()[outputs]),
-        }
+        change_of_row(&plus[outputs.clone()], &minus[outputs.clone()], &self.dy()[outputs])
     }
 
     /// Sets one column to its original values plus `factor` times the steps.

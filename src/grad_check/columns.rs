@@ -1,5 +1,5 @@
-//! Central differences of a parameter whose element `j` reaches column `j` of the output alone: all elements are moved at
-//! once, each by its own step, and the change of the loss is split by column. A pair of forwards does for all of it.
+//! Central differences of a parameter whose element `j` reaches column `j` of the output alone: all elements are moved
+//! at once, each by its own step, and the change of the loss is split by column. A pair of forwards does for all of it.
 
 use ndarray::ArrayD;
 
@@ -56,7 +56,8 @@ impl<T: Element> Local<'_, T> {
         Ok(measured)
     }
 
-    /// Whether the error of the gradient under test is just what one row adds to it: that row is missing, or counted twice.
+    /// Whether the error of the gradient under test is just what one row adds to it: that row is missing, or counted
+    /// twice.
     fn miscounted_row(
         &self,
         k: usize,
@@ -109,11 +110,12 @@ impl<T: Element> Local<'_, T> {
         let narrow = self.column_quotients(k, steps, 1.0)?;
         let pairs = wide.iter().zip(&narrow).zip(steps.iter().zip(variance));
         Ok(pairs
-            .map(|((&(wide, _), &(numeric, width)), (&step, variance))| Difference {
-                numeric,
-                sigma: variance.sqrt() / (std::f64::consts::SQRT_2 * 0.5 * width),
-                truncation: (wide - numeric).abs() / 3.0,
-                step,
+            .map(|((&(wide, _), &(numeric, width)), (&step, variance))| {
+                if width == 0.0 {
+                    return Difference::without_step(step);
+                }
+                let sigma = variance.sqrt() / (std::f64::consts::SQRT_2 * 0.5 * width);
+                Difference { numeric, sigma, truncation: (wide - numeric).abs() / 3.0, step }
             })
             .collect())
     }
@@ -132,7 +134,6 @@ impl<T: Element> Local<'_, T> {
     /// The outputs with all elements of input `k` moved up, and down.
     fn ends(&self, k: usize, steps: &[f64], factor: f64) -> Result<Ends<T>, CheckError> {
         let problem = self.problem;
-        problem.expect_forwards(2);
         let mut inputs = problem.inputs.to_vec();
         let (mut plus, mut minus) = (problem.poisoned_output(), problem.poisoned_output());
         let mut widths = vec![0.0; steps.len()];

@@ -1,11 +1,12 @@
 //! The numeric gradient of an input, one component at a time, with the step that each component needs.
 
-use super::error::CheckError;
-use super::exhaustive::{Difference, Request, differences};
+use super::error::{CheckError, unless_stopped};
+use super::exhaustive::{Difference, OutputNoise, Request, differences, output_noise};
 use super::judge::Judge;
 use super::measured::Measured;
 use super::noise::Noise;
 use super::problem::Problem;
+use super::session::Spread;
 use super::step::{Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::verdict::Verdict;
 use crate::Element;
@@ -16,6 +17,9 @@ const PILOTS: usize = 8;
 /// How often an inconclusive component is looked at again, with a step of its own.
 const RETRIES: usize = 2;
 
+/// Components in a batch, at least; a batch ends with a row. What is known of each is kept no longer than its batch.
+const BATCH: usize = 1 << 9;
+
 /// Measures the chosen components of input `k`.
 pub(super) fn measure<T: Element>(
     problem: &Problem<'_, T>,
@@ -24,33 +28,99 @@ pub(super) fn measure<T: Element>(
     step: Step,
     judge: &Judge,
     analytic: &[f64],
-    elements: &[usize],
+    elements: Spread,
 ) -> Result<Measured, CheckError> {
-    let len = analytic.len();
+    let row_len = problem.declared[k].row_len();
+    let noise = output_noise(problem, noise)?;
     let steps = match step {
-        Step::Fixed(eps) => vec![eps; len],
-        Step::Balanced => balanced_steps(problem, noise, k)?,
+        Step::Fixed(_) => Vec::new(),
+        Step::Balanced => balanced_steps(problem, &noise, k)?,
     };
-    let requests: Vec<_> =
-        elements.iter().map(|&element| Request { input: k, element, step: steps[element] }).collect();
-    let mut found = vec![Difference::UNKNOWN; len];
-    let mut measured = Measured::not_looked_at(len, if let Step::Fixed(eps) = step { Some(eps) } else { None });
-    for (&element, difference) in elements.iter().zip(differences(problem, noise, &requests)?) {
-        measured.set(element, &difference);
-        found[element] = difference;
-    }
-    if step == Step::Balanced {
-        for _ in 0..RETRIES {
-            if !retry(problem, noise, k, judge, analytic, &mut found, &mut measured)? {
-                break;
-            }
-        }
-    }
+    let step_of = |element: usize| if let Step::Fixed(eps) = step { eps } else { steps[element / row_len] };
+    let fixed = if let Step::Fixed(eps) = step { Some(eps) } else { None };
+    let mut measured = Measured::not_looked_at(analytic.len(), fixed);
+    let batches = Batches { problem, noise: &noise, k, judge, analytic, balanced: step == Step::Balanced };
+    unless_stopped(batches.measure(elements, &step_of, &mut measured))?;
     Ok(measured)
 }
+/// What the components of an input are measured with.
+struct Batches<'a, T: Element> {
+    problem: &'a Problem<'a, T>,
+    noise: &'a OutputNoise<T>,
+    k: usize,
+    judge: &'a Judge,
+    analytic: &'a [f64],
+    balanced: bool,
+}
 
-/// For each component the scale of its row times the step, in units of that scale, that suits the pilots.
-fn balanced_steps<T: Element>(problem: &Problem<'_, T>, noise: &Noise, k: usize) -> Result<Vec<f64>, CheckError> {
+impl<T: Element> Batches<'_, T> {
+    fn measure(
+        &self,
+        elements: Spread,
+        step_of: &dyn Fn(usize) -> f64,
+        measured: &mut Measured,
+    ) -> Result<(), CheckError> {
+        let row_len = self.judge.row_len();
+        let mut left = elements.iter().peekable();
+        while left.peek().is_some() {
+            let mut batch: Vec<usize> = Vec::with_capacity(BATCH);
+            while let Some(element) =
+                left.next_if(|element| batch.len() < BATCH || element / row_len == batch[batch.len() - 1] / row_len)
+            {
+                batch.push(element);
+            }
+            let request = |&element: &usize| Request { input: self.k, element, step: step_of(element) };
+            let requests: Vec<_> = batch.iter().map(request).collect();
+            let mut found = differences(self.problem, self.noise, &requests)?;
+            batch.iter().zip(&found).for_each(|(&element, found)| measured.set(element, found));
+            for _ in 0..if self.balanced { RETRIES } else { 0 } {
+                if !self.retry(&batch, &mut found, measured)? {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation
+    /// ask for. Returns whether anything became sharper.
+    fn retry(&self, batch: &[usize], found: &mut [Difference], measured: &mut Measured) -> Result<bool, CheckError> {
+        let Self { problem, noise, k, judge, analytic, .. } = *self;
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(false) };
+        let row_len = judge.row_len();
+        let start = first / row_len * row_len;
+        let rows = start..((last / row_len + 1) * row_len).min(analytic.len());
+        let [a, d, floor] = [analytic, &measured.numeric, &measured.floor].map(|all| &all[rows.clone()]);
+        let mut requests = Vec::new();
+        judge.components_of(start, analytic.len(), a, d, floor, |element, component| {
+            let element = start + element;
+            // Every component of these rows that was looked at is in the batch.
+            let Ok(position) = batch.binary_search(&element) else { return };
+            let Difference { step: old, sigma, truncation, .. } = found[position];
+            let step = sharper(old, sigma, truncation);
+            if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
+                requests.push((position, Request { input: k, element, step }));
+            }
+        });
+        let (positions, requests): (Vec<usize>, Vec<Request>) = requests.into_iter().unzip();
+        let mut sharper = false;
+        for (position, difference) in positions.into_iter().zip(differences(problem, noise, &requests)?) {
+            if difference.floor() < found[position].floor() {
+                found[position] = difference;
+                measured.set(batch[position], &difference);
+                sharper = true;
+            }
+        }
+        Ok(sharper)
+    }
+}
+
+/// For each row its scale times the step, in units of that scale, that suits the pilots.
+fn balanced_steps<T: Element>(
+    problem: &Problem<'_, T>,
+    noise: &OutputNoise<T>,
+    k: usize,
+) -> Result<Vec<f64>, CheckError> {
     let input = problem.input(k);
     let row_len = problem.declared[k].row_len();
     let scales: Vec<f64> = scales(input, row_len);
@@ -77,10 +147,11 @@ fn balanced_steps<T: Element>(problem: &Problem<'_, T>, noise: &Noise, k: usize)
     relative.sort_by(f64::total_cmp);
     // A step that is too small costs noise, one that is too great costs truncation, and that as its square.
     let relative = relative.get(relative.len() / 3).copied().unwrap_or(pilot_step);
-    Ok((0..len).map(|element| nearest_power_of_two(relative * scales[element / row_len])).collect())
+    Ok(scales.into_iter().map(|scale| nearest_power_of_two(relative * scale)).collect())
 }
 
-/// The first step of all, in units of a row's scale: so large that truncation can be seen, `2^-10` in `f64` and `2^-4` in `f32`.
+/// The first step of all, in units of a row's scale: so large that truncation can be seen, `2^-10` in `f64` and `2^-4`
+/// in `f32`.
 pub(super) fn pilot_step<T: Element>() -> f64 {
     if T::UNIT_ROUNDOFF < 1e-12 { 2.0_f64.powi(-10) } else { 2.0_f64.powi(-4) }
 }
@@ -94,34 +165,4 @@ pub(super) fn scales<T: Element>(input: &[T], row_len: usize) -> Vec<f64> {
         let whole = row_scale::<T>(input.iter().map(|x| x.to_f64()));
         input.iter().map(|x| whole.max(0.1 * x.to_f64().abs())).collect()
     }
-}
-
-/// Looks again at each component that is inconclusive, with the step that its own noise and truncation ask for. Returns
-/// whether anything became sharper.
-fn retry<T: Element>(
-    problem: &Problem<'_, T>,
-    noise: &Noise,
-    k: usize,
-    judge: &Judge,
-    analytic: &[f64],
-    found: &mut [Difference],
-    measured: &mut Measured,
-) -> Result<bool, CheckError> {
-    let mut requests = Vec::new();
-    judge.components(analytic, measured, |element, component| {
-        let Difference { step: old, sigma, truncation, .. } = found[element];
-        let step = sharper(old, sigma, truncation);
-        if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
-            requests.push(Request { input: k, element, step });
-        }
-    });
-    let mut sharper = false;
-    for (request, difference) in requests.iter().zip(differences(problem, noise, &requests)?) {
-        if difference.floor() < found[request.element].floor() {
-            found[request.element] = difference;
-            measured.set(request.element, &difference);
-            sharper = true;
-        }
-    }
-    Ok(sharper)
 }

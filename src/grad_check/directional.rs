@@ -10,11 +10,12 @@ use ndarray::ArrayD;
 use super::components::{pilot_step, scales};
 use super::error::{CheckError, Probe};
 use super::exhaustive::change_of_loss;
+use super::judge::Judge;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::report::Direction;
 use super::step::{Step, sharper};
-use super::verdict::{Component, Tolerance};
+use super::verdict::Component;
 use crate::Element;
 use crate::numpy_random::default_rng;
 
@@ -35,8 +36,11 @@ pub(super) struct Directional<'a, T: Element> {
 struct Change {
     numeric: f64,
     analytic: f64,
-    /// The root of the sum of the squares of what the components add: what `analytic` amounts to if the signs are random.
+    /// The root of the sum of the squares of what the components add: what `analytic` amounts to if the signs are
+    /// random.
     size: f64,
+    /// The same of what rounding may have done to the components.
+    rounding: f64,
 }
 
 impl<'a, T: Element> Directional<'a, T> {
@@ -62,23 +66,26 @@ impl<'a, T: Element> Directional<'a, T> {
         &mut self,
         count: usize,
         step: Step,
-        tolerance: Tolerance,
-    ) -> Result<Vec<Direction>, CheckError> {
-        self.problem.expect_forwards(4 * count as u64);
-        (0..count).map(|number| self.direction(number, step, tolerance)).collect()
+        judge: &Judge,
+        directions: &mut Vec<Direction>,
+    ) -> Result<(), CheckError> {
+        for number in 0..count {
+            directions.push(self.direction(number, step, judge)?);
+        }
+        Ok(())
     }
 
-    fn direction(&mut self, number: usize, step: Step, tolerance: Tolerance) -> Result<Direction, CheckError> {
+    fn direction(&mut self, number: usize, step: Step, judge: &Judge) -> Result<Direction, CheckError> {
         let mut step = match step {
             Step::Fixed(eps) => eps,
             Step::Balanced => pilot_step::<T>(),
         };
-        let mut best = self.at(number, step, tolerance)?;
+        let mut best = self.at(number, step, judge)?;
         if best.floor > best.tolerance {
             // One better step at most: a direction has but one number to get right.
             let sigma = best.sigma / step;
             step = sharper(step, sigma, best.truncation / step);
-            let again = self.at(number, step, tolerance)?;
+            let again = self.at(number, step, judge)?;
             if again.floor < best.floor {
                 best = again;
             }
@@ -94,52 +101,53 @@ impl<'a, T: Element> Directional<'a, T> {
     }
 
     /// The slopes along a direction, per unit of it.
-    fn at(&mut self, number: usize, step: f64, tolerance: Tolerance) -> Result<Found, CheckError> {
-        let wide = self.change(number, 2.0 * step)?;
-        let narrow = self.change(number, step)?;
+    fn at(&mut self, number: usize, step: f64, judge: &Judge) -> Result<Found, CheckError> {
+        let wide = self.change(number, 2.0 * step, judge)?;
+        let narrow = self.change(number, step, judge)?;
         // Both residuals are linear in an error of the gradient: only the truncation is left of their difference.
         let truncation = (0.5 * (wide.numeric - wide.analytic) - (narrow.numeric - narrow.analytic)).abs() / 3.0;
         let sigma = std::f64::consts::SQRT_2 * self.noise;
         let unit = 2.0 * step;
         let scale = narrow.numeric.abs().max(narrow.analytic.abs()).max(narrow.size) / unit;
-        let component = Component {
-            analytic: narrow.analytic / unit,
-            numeric: narrow.numeric / unit,
-            floor: (6.0 * sigma + 2.0 * truncation) / unit,
-            tolerance: tolerance.at(scale),
-        };
+        let parts = [narrow.analytic, narrow.numeric, 6.0 * sigma + 2.0 * truncation].map(|part| part / unit);
+        let component = judge.along(scale, narrow.rounding / unit, parts);
         let (floor, tolerance) = (component.floor, component.tolerance);
         Ok(Found { component, floor, tolerance, sigma, truncation })
     }
 
-    fn change(&mut self, number: usize, step: f64) -> Result<Change, CheckError> {
+    fn change(&mut self, number: usize, step: f64, judge: &Judge) -> Result<Change, CheckError> {
         let (problem, k) = (self.problem, self.k);
         let row_len = problem.declared[k].row_len();
-        let (mut analytic, mut square) = (0.0, 0.0);
-        let mut rng = default_rng((number as u64) << 8 | k as u64);
-        let moves: Vec<(T, T)> = problem
-            .input(k)
-            .iter()
-            .enumerate()
-            .map(|(element, x)| {
+        let (mut analytic, mut square, mut rounding) = (0.0, 0.0, 0.0);
+        let len = problem.input(k).len();
+        // The ends are drawn for each side anew, instead of being kept.
+        let ends = |visit: &mut dyn FnMut(usize, T, T)| {
+            let mut rng = default_rng((number as u64) << 8 | k as u64);
+            for (element, x) in problem.input(k).iter().enumerate() {
                 let scale = self.scales[element / row_len.max(1)];
                 let sign = if rng.next_uniform() < 0.5 { -1.0 } else { 1.0 };
                 let size = step * scale * sign * (0.5 + rng.next_uniform());
-                let (above, below) = (T::from_f64(x.to_f64() + size), T::from_f64(x.to_f64() - size));
-                // The points as they are stored.
-                let part = self.analytic[element] * (above.to_f64() - below.to_f64());
-                analytic += part;
-                square += part * part;
-                (above, below)
-            })
-            .collect();
+                visit(element, T::from_f64(x.to_f64() + size), T::from_f64(x.to_f64() - size));
+            }
+        };
         let probe = |step| move || Some(Probe { input: problem.declared[k].name.clone(), index: Vec::new(), step });
-        self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (above, _))| *x = *above);
+        let values = self.inputs[k].as_slice_mut().unwrap_or_default();
+        ends(&mut |element, above, below| {
+            values[element] = above;
+            // The points as they are stored.
+            let width = above.to_f64() - below.to_f64();
+            let part = self.analytic[element] * width;
+            analytic += part;
+            square += part * part;
+            rounding += (judge.rounding(element, len) * width).powi(2);
+        });
         problem.forward(&self.inputs, &mut self.plus, probe(step))?;
-        self.inputs[k].iter_mut().zip(&moves).for_each(|(x, (_, below))| *x = *below);
+        let values = self.inputs[k].as_slice_mut().unwrap_or_default();
+        ends(&mut |element, _, below| values[element] = below);
         problem.forward(&self.inputs, &mut self.minus, probe(-step))?;
         let (plus, minus) = (self.plus.as_slice().unwrap_or_default(), self.minus.as_slice().unwrap_or_default());
-        Ok(Change { numeric: change_of_loss(plus, minus, problem.dy()), analytic, size: square.sqrt() })
+        let numeric = change_of_loss(plus, minus, problem.dy());
+        Ok(Change { numeric, analytic, size: square.sqrt(), rounding: rounding.sqrt() })
     }
 }
 

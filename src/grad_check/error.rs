@@ -62,12 +62,21 @@ pub enum CheckError {
         /// The panic's message.
         message: String,
     },
-    /// The caller asked for the check to end, through [`Progress::stop`](super::Progress::stop).
+    /// The caller asked for the sweep to end, through [`Progress::stop`](super::Progress::stop); a check that is asked to
+    /// ends with a report.
     #[error("stopped before the end, after {forwards} forwards")]
     Stopped {
         /// Forwards carried out until then.
         forwards: u64,
     },
+}
+
+/// Lets what was found count where the caller asked for the end: what was not looked at says so itself.
+pub(super) fn unless_stopped(outcome: Result<(), CheckError>) -> Result<(), CheckError> {
+    match outcome {
+        Err(CheckError::Stopped { .. }) => Ok(()),
+        outcome => outcome,
+    }
 }
 
 impl CheckError {

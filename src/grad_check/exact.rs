@@ -1,15 +1,15 @@
 //! What holds exactly or not at all, and needs no differences.
-//!
-//! That the inputs are left as they were needs no check: an operation is lent them unmutably.
 
-use ndarray::{ArrayD, Zip};
+use ndarray::{ArrayD, IxDyn, Zip};
 use rayon::prelude::*;
 
-use super::error::CheckError;
+use super::error::{Call, CheckError, Stage};
+use super::framed::{framed, written_beside};
 use super::independence::row_bits;
-use super::operation::{Identity, Locality};
-use super::problem::{Problem, index_of};
+use super::operation::{Identity, Input, Locality, Operation};
+use super::problem::{Problem, caught, index_of};
 use super::report::Check;
+use super::verdict::ROUNDINGS_OF_TERMS;
 use crate::Element;
 use crate::numpy_random::default_rng;
 
@@ -17,33 +17,35 @@ use crate::numpy_random::default_rng;
 const POISONS: [f64; 2] = [f64::NAN, -1.5e30];
 
 /// Checks the forward and, where it is the gradient under test, the backward.
-pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
-    let mut checks = Vec::new();
+pub(super) fn verify<T: Element>(
+    problem: &Problem<'_, T>,
+    backward: bool,
+    checks: &mut Vec<Check>,
+) -> Result<(), CheckError> {
     if problem.output_len() == 0 {
-        return Ok(checks);
+        return Ok(());
     }
+    let arguments = argument_bits(problem);
     let width = problem.width();
     let forward = |poison: f64| {
-        let mut y = ArrayD::from_elem(problem.upstream.raw_dim(), T::from_f64(poison));
+        let mut y = framed(&problem.output_shape, T::from_f64(poison));
         problem.forward(&problem.inputs, &mut y, || None)?;
-        Ok(vec![row_bits(y.as_slice().unwrap_or_default(), width)])
+        Ok(Results::of(vec![(y, width)]))
     };
-    repeated(&mut checks, "forward", &forward)?;
+    repeated(checks, "forward", &forward, &|| changed_argument(problem, &arguments))?;
     if backward {
         let gradients = |poison: f64| {
-            let gradients = problem.backward_into(&problem.inputs, &problem.upstream, poison)?;
-            let rows = gradients.iter().zip(&problem.declared);
-            Ok(rows
-                .map(|(gradient, input)| row_bits(gradient.as_slice().unwrap_or_default(), input.row_len()))
-                .collect())
+            let buffer = |shape: &[usize]| framed(shape, T::from_f64(poison));
+            let gradients = problem.backward_into(&problem.inputs, &problem.upstream, buffer)?;
+            Ok(Results::of(gradients.into_iter().zip(problem.declared.iter().map(Input::row_len)).collect()))
         };
-        repeated(&mut checks, "backward", &gradients)?;
+        repeated(checks, "backward", &gradients, &|| changed_argument(problem, &arguments))?;
         checks.push(linear(problem)?);
         if problem.operation.rows_are_alike() && problem.rows > 1 {
             checks.push(equivariant(problem)?);
         }
     }
-    Ok(checks)
+    Ok(())
 }
 
 /// Whether blocks of rows have the bits of the whole forward, and nothing is written beside them.
@@ -82,19 +84,66 @@ pub(super) fn blocks<T: Element>(problem: &Problem<'_, T>) -> Result<Check, Chec
     Ok(Check::passed(NAME, format!("all {} rows, in blocks of {}", problem.rows, problem.block_rows())))
 }
 
-/// The same call twice, into differently poisoned buffers, and once more on one thread, must give the same bits.
+/// What a call left behind.
+struct Results {
+    /// Of each result a hash of each row.
+    bits: Vec<Vec<u64>>,
+    /// The first result that was written beside, and where.
+    beside: Option<(usize, isize)>,
+}
+
+impl Results {
+    /// Framed arrays, each with the length of its rows.
+    fn of<T: Element>(arrays: Vec<(ArrayD<T>, usize)>) -> Self {
+        let (mut bits, mut beside) = (Vec::new(), None);
+        for (number, (array, row_len)) in arrays.into_iter().enumerate() {
+            bits.push(row_bits(array.as_slice().unwrap_or_default(), row_len));
+            beside = beside.or(written_beside(array).map(|place| (number, place)));
+        }
+        Self { bits, beside }
+    }
+}
+
+/// A hash of the upstream gradient and of each input.
+fn argument_bits<T: Element>(problem: &Problem<'_, T>) -> Vec<Vec<u64>> {
+    let inputs = (0..problem.declared.len()).map(|k| row_bits(problem.input(k), problem.declared[k].row_len()));
+    std::iter::once(row_bits(problem.dy(), problem.width())).chain(inputs).collect()
+}
+
+/// The argument that no longer has the bits that it had: an operation is lent it unmutably, but may hold unsafe code.
+fn changed_argument<T: Element>(problem: &Problem<'_, T>, before: &[Vec<u64>]) -> Option<String> {
+    let changed = argument_bits(problem).iter().zip(before).position(|(after, before)| after != before)?;
+    Some(match changed.checked_sub(1) {
+        None => "the upstream gradient".to_owned(),
+        Some(k) => format!("the input {}", problem.declared[k].name),
+    })
+}
+
+/// The same call twice, into differently poisoned buffers between canaries, and once more on one thread, must give the
+/// same bits, and write nothing else.
 fn repeated(
     checks: &mut Vec<Check>,
     what: &str,
-    call: &(dyn Fn(f64) -> Result<Vec<Vec<u64>>, CheckError> + Sync),
+    call: &(dyn Fn(f64) -> Result<Results, CheckError> + Sync),
+    changed_argument: &dyn Fn() -> Option<String>,
 ) -> Result<(), CheckError> {
-    let first = call(POISONS[0])?;
-    let second = call(POISONS[1])?;
+    let Results { bits: first, beside } = call(POISONS[0])?;
+    let Results { bits: second, beside: again } = call(POISONS[1])?;
     let name = format!("{what} writes all of its result and repeats it");
     checks.push(compared(&name, &first, &second, "the same bits twice, whatever the buffers held before"));
+    let name = format!("{what} writes nothing else");
+    checks.push(match (beside.or(again), changed_argument()) {
+        (Some((result, place)), _) => {
+            Check::failed(&name, format!("element {place} of result {result}, which it does not have, was written"))
+        }
+        (None, Some(argument)) => Check::failed(&name, format!("{argument} was changed")),
+        (None, None) => {
+            Check::passed(&name, "its arguments, and the memory beside its results, are as they were".to_owned())
+        }
+    });
     // Where no pool can be made there are no threads to compare.
     if let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(1).build() {
-        let alone = pool.install(|| call(POISONS[0]))?;
+        let alone = pool.install(|| call(POISONS[0]))?.bits;
         checks.push(compared(
             &format!("{what} on one thread"),
             &first,
@@ -169,28 +218,78 @@ fn equivariant<T: Element>(problem: &Problem<'_, T>) -> Result<Check, CheckError
     let inputs: Vec<_> = (0..problem.inputs.len())
         .map(|k| if in_rows(k) { turned(&problem.inputs[k]) } else { problem.inputs[k].clone() })
         .collect();
-    let dy = turned(&problem.upstream);
-    let mut y = problem.poisoned_output();
     let mut differing = None;
-    let mut compare = |plain: &ArrayD<T>, turned: &ArrayD<T>, what: &str| {
-        let row_len = (plain.len() / problem.rows).max(1);
-        let plain = row_bits(plain.as_slice().unwrap_or_default(), row_len);
-        let turned = row_bits(turned.as_slice().unwrap_or_default(), row_len);
+    let mut compare = |plain: &[u64], turned: &[u64], what: &str| {
         if let Some(row) = plain.iter().zip(turned.iter().rev()).position(|(a, b)| a != b) {
             differing.get_or_insert(format!("row {row} of {what} has other bits when the rows come in reverse order"));
         }
     };
-    problem.forward(&problem.inputs, &mut y, || None)?;
-    let plain = y.clone();
-    problem.forward(&inputs, &mut y, || None)?;
-    compare(&plain, &y, "the output");
-    let gradients = problem.backward(&problem.inputs, &problem.upstream)?;
-    let of_turned = problem.backward(&inputs, &dy)?;
+    // Hashes are kept, not arrays: there is room for one result at a time.
+    let bits = |array: &ArrayD<T>| row_bits(array.as_slice().unwrap_or_default(), (array.len() / problem.rows).max(1));
+    let outputs = |inputs: &[ArrayD<T>]| -> Result<Vec<u64>, CheckError> {
+        let mut y = problem.poisoned_output();
+        problem.forward(inputs, &mut y, || None)?;
+        Ok(bits(&y))
+    };
+    compare(&outputs(&problem.inputs)?, &outputs(&inputs)?, "the output");
+    let gradients = |inputs: &[ArrayD<T>], dy: &ArrayD<T>| -> Result<Vec<Vec<u64>>, CheckError> {
+        Ok(problem.backward(inputs, dy)?.iter().map(bits).collect())
+    };
+    let plain = gradients(&problem.inputs, &problem.upstream)?;
+    let turned = gradients(&inputs, &turned(&problem.upstream))?;
     for k in (0..problem.inputs.len()).filter(|&k| in_rows(k)) {
-        compare(&gradients[k], &of_turned[k], &format!("the gradient of {}", problem.declared[k].name));
+        compare(&plain[k], &turned[k], &format!("the gradient of {}", problem.declared[k].name));
     }
     let detail = "in reverse order the rows give the same bits in reverse order".to_owned();
     Ok(differing.map_or_else(|| Check::passed(NAME, detail), |detail| Check::failed(NAME, detail)))
+}
+
+/// Whether the gradients are those of the operation in `f64`, but for rounding: a difference quotient in `f32` sees no
+/// error below 1e-5, this one sees some units of roundoff. Only of inputs of which the terms are known.
+pub(super) fn against_f64<T: Element>(
+    problem: &Problem<'_, T>,
+    twin: &dyn Operation<f64>,
+    gradients: &[ArrayD<T>],
+    terms: &[Vec<f64>],
+) -> Result<Vec<Check>, CheckError> {
+    let wide = |array: &ArrayD<T>| array.mapv(T::to_f64);
+    let inputs: Vec<ArrayD<f64>> = problem.inputs.iter().map(wide).collect();
+    let mut expected: Vec<ArrayD<f64>> =
+        problem.declared.iter().map(|input| ArrayD::from_elem(IxDyn(&input.shape), f64::NAN)).collect();
+    caught(|| twin.backward(&inputs, &wide(&problem.upstream), &mut expected))
+        .map_err(|failure| failure.at(Call::unperturbed(Stage::Backward)))?;
+    drop(inputs);
+    let mut checks = Vec::new();
+    for (k, (input, terms)) in problem.declared.iter().zip(terms).enumerate() {
+        let (row_len, len) = (input.row_len(), input.len());
+        if terms.is_empty() || len == 0 || expected[k].shape() != input.shape {
+            continue;
+        }
+        let name = format!("gradient of {} agrees with f64", input.name);
+        // Sums of one sign lose digits with the root of their length.
+        let long = (problem.width().max(problem.rows) as f64).sqrt() / 16.0;
+        let granted = ROUNDINGS_OF_TERMS * long.max(1.0);
+        let mut worst = (0, 0.0);
+        for (element, (found, expected)) in gradients[k].iter().zip(&expected[k]).enumerate() {
+            let error = (found.to_f64() - expected).abs() / T::UNIT_ROUNDOFF;
+            let size = terms[if terms.len() == len { element } else { element / row_len }];
+            // A gradient that is not finite is judged as a component.
+            let roundings = if error == 0.0 { 0.0 } else { error / size };
+            if roundings > worst.1 && error.is_finite() {
+                worst = (element, roundings);
+            }
+        }
+        let (element, roundings) = worst;
+        let index = index_of(&input.shape, element);
+        checks.push(if roundings > granted {
+            let detail =
+                format!("{index:?} is off by {roundings:.1} roundings of its terms, {granted:.0} are expected");
+            Check::failed(&name, detail)
+        } else {
+            Check::passed(&name, format!("off by {roundings:.2} roundings of its terms at most, at {index:?}"))
+        });
+    }
+    Ok(checks)
 }
 
 /// The operation's own identities: each must hold within the bound that it states.

@@ -1,8 +1,9 @@
 //! Central differences, one component at a time: two forwards of the whole input for `D` and two for its truncation.
 //!
-//! The components are dealt out to workers. A worker owns one clone of the inputs and two output buffers; it perturbs one
-//! element, runs forward, restores the element, and nothing is allocated on the way. The outputs are subtracted before
-//! the product with the upstream gradient is summed, so that the loss of digits is that of the outputs, not of the loss.
+//! The components are dealt out to workers. A worker owns one clone of the inputs and two output buffers; it perturbs
+//! one element, runs forward, restores the element, and nothing is allocated on the way. The outputs are subtracted
+//! before the product with the upstream gradient is summed, so that the loss of digits is that of the outputs, not of
+//! the loss.
 
 use std::sync::Mutex;
 
@@ -12,6 +13,7 @@ use super::error::{CheckError, Probe};
 use super::noise::Noise;
 use super::operation::Locality;
 use super::problem::Problem;
+use super::verdict::NO_STEP;
 use super::workers::deal_out;
 use crate::Element;
 
@@ -39,8 +41,16 @@ pub(super) struct Difference {
 impl Difference {
     pub(super) const UNKNOWN: Self = Self { numeric: f64::NAN, sigma: f64::NAN, truncation: f64::NAN, step: f64::NAN };
 
+    /// A step so small that it changed nothing.
+    pub(super) fn without_step(step: f64) -> Self {
+        Self { numeric: f64::NAN, sigma: f64::INFINITY, truncation: 0.0, step }
+    }
+
     /// The least error of an analytic gradient that this difference can show.
     pub(super) fn floor(&self) -> f64 {
+        if self.numeric.is_nan() && self.sigma == f64::INFINITY {
+            return NO_STEP;
+        }
         6.0 * self.sigma + 2.0 * self.truncation
     }
 
@@ -59,11 +69,9 @@ const TASK: usize = 16;
 /// failures the first in order is returned.
 pub(super) fn differences<T: Element>(
     problem: &Problem<'_, T>,
-    noise: &Noise,
+    noise: &OutputNoise<T>,
     requests: &[Request],
 ) -> Result<Vec<Difference>, CheckError> {
-    problem.expect_forwards(4 * requests.len() as u64);
-    let noise = output_noise(problem, noise)?;
     let found = Mutex::new(vec![Difference::UNKNOWN; requests.len()]);
     let jobs: Vec<_> = requests.iter().enumerate().collect();
     deal_out(
@@ -72,7 +80,7 @@ pub(super) fn differences<T: Element>(
         || Ok(Worker::new(problem)),
         |worker, jobs| {
             for &(position, request) in jobs {
-                let difference = worker.difference(problem, &noise, *request)?;
+                let difference = worker.difference(problem, noise, *request)?;
                 // Nothing can panic while the lock is held, so it is never poisoned.
                 found.lock().iter_mut().for_each(|found| found[position] = difference);
             }
@@ -83,23 +91,24 @@ pub(super) fn differences<T: Element>(
 }
 
 /// What the outputs add to the variance of the loss.
-fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) -> Result<OutputNoise, CheckError> {
+pub(super) fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) -> Result<OutputNoise<T>, CheckError> {
     let mut y = problem.poisoned_output();
     problem.forward(&problem.inputs, &mut y, || None)?;
+    let y = y.into_raw_vec_and_offset().0;
     let width = problem.width();
-    let each: Vec<f64> = y
-        .iter()
-        .zip(problem.dy())
-        .enumerate()
-        .map(|(o, (y, dy))| (y.to_f64() * dy.to_f64()).powi(2) * noise.unit_variance(o / width))
-        .collect();
-    let rows = each.chunks(width).map(|row| row.iter().sum()).collect();
-    Ok(OutputNoise { each, rows })
+    let units: Vec<f64> = (0..problem.rows).map(|row| noise.unit_variance(row)).collect();
+    let squares = |(y, dy): (&T, &T)| (y.to_f64() * dy.to_f64()).powi(2);
+    let rows = y.chunks(width).zip(problem.dy().chunks(width)).zip(&units);
+    let rows = rows.map(|((y, dy), unit)| unit * y.iter().zip(dy).map(squares).sum::<f64>()).collect();
+    Ok(OutputNoise { y, units, rows })
 }
 
-/// What each output, and each row of outputs, adds to the variance of the loss.
-struct OutputNoise {
-    each: Vec<f64>,
+/// What is known of the variance that outputs add to the loss.
+pub(super) struct OutputNoise<T> {
+    y: Vec<T>,
+    /// For each row, the variance in units of `(G y)^2`.
+    units: Vec<f64>,
+    /// The variance of each row.
     rows: Vec<f64>,
 }
 
@@ -119,17 +128,20 @@ impl<T: Element> Worker<T> {
     fn difference(
         &mut self,
         problem: &Problem<'_, T>,
-        noise: &OutputNoise,
+        noise: &OutputNoise<T>,
         request: Request,
     ) -> Result<Difference, CheckError> {
         let wide = self.quotient(problem, Request { step: 2.0 * request.step, ..request })?;
-        let mut variance = self.changed_variance(noise);
+        let mut variance = self.changed_variance(problem, noise);
         let narrow = self.quotient(problem, request)?;
+        if narrow.half_step == 0.0 {
+            return Ok(Difference::without_step(request.step));
+        }
         // The declared row takes part even where rounding hid that it moved.
         variance = match problem.declared[request.input].locality {
             Locality::Rows(_) => noise.rows[request.element / problem.declared[request.input].row_len()]
-                .max(self.changed_variance(noise)),
-            Locality::Columns | Locality::Shared => variance.max(self.changed_variance(noise)),
+                .max(self.changed_variance(problem, noise)),
+            Locality::Columns | Locality::Shared => variance.max(self.changed_variance(problem, noise)),
         };
         Ok(Difference {
             numeric: narrow.value,
@@ -167,9 +179,19 @@ impl<T: Element> Worker<T> {
     }
 
     /// The variance of the outputs that the last probe changed.
-    fn changed_variance(&self, noise: &OutputNoise) -> f64 {
-        let outputs = self.plus.iter().zip(&self.minus).zip(&noise.each);
-        outputs.filter(|((plus, minus), _)| plus != minus).map(|(_, variance)| variance).sum()
+    fn changed_variance(&self, problem: &Problem<'_, T>, noise: &OutputNoise<T>) -> f64 {
+        let width = problem.width();
+        let [plus, minus] = [&self.plus, &self.minus].map(|y| y.as_slice().unwrap_or_default());
+        let rows = plus.chunks(width).zip(minus.chunks(width)).enumerate();
+        rows.filter(|(_, (plus, minus))| plus != minus)
+            .map(|(row, (plus, minus))| {
+                let start = row * width;
+                let changed = (0..plus.len()).filter(|&column| plus[column] != minus[column]);
+                let squares = changed
+                    .map(|column| (noise.y[start + column].to_f64() * problem.dy()[start + column].to_f64()).powi(2));
+                noise.units[row] * squares.sum::<f64>()
+            })
+            .sum()
     }
 }
 
@@ -178,9 +200,11 @@ struct Quotient {
     half_step: f64,
 }
 
+/// Running sums of a change of the loss: what a register of the narrowest type holds.
+const LANES: usize = 16;
+
 /// `sum((plus - minus) * dy)` in `f64`, in sixteen running sums and one tree: the same bits wherever it is computed.
-pub(super) fn change_of_loss<T: Element, G: Element>(plus: &[T], minus: &[T], dy: &[G]) -> f64 {
-    const LANES: usize = 16;
+pub(super) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
     let mut sums = [0.0; LANES];
     let (plus, plus_tail) = plus.as_chunks::<LANES>();
     let (minus, minus_tail) = minus.as_chunks::<LANES>();
@@ -190,10 +214,53 @@ pub(super) fn change_of_loss<T: Element, G: Element>(plus: &[T], minus: &[T], dy
             sums[lane] += (plus[lane].to_f64() - minus[lane].to_f64()) * dy[lane].to_f64();
         }
     }
-    let mut tail = 0.0;
-    for ((plus, minus), dy) in plus_tail.iter().zip(minus_tail).zip(dy_tail) {
-        tail += (plus.to_f64() - minus.to_f64()) * dy.to_f64();
+    tree(sums) + change_of_tail(plus_tail, minus_tail, dy_tail)
+}
+
+/// The same where the outputs hardly differ, faster: in the type of the outputs over some chunks, and in `f64` from
+/// there on.
+///
+/// A product is rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to the
+/// noise of a difference that is small beside the outputs.
+pub(super) fn change_of_row<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
+    const CHUNKS: usize = 64;
+    let mut sums = [0.0; LANES];
+    let (plus, plus_tail) = plus.as_chunks::<LANES>();
+    let (minus, minus_tail) = minus.as_chunks::<LANES>();
+    let (dy, dy_tail) = dy.as_chunks::<LANES>();
+    for ((plus, minus), dy) in plus.chunks(CHUNKS).zip(minus.chunks(CHUNKS)).zip(dy.chunks(CHUNKS)) {
+        let partial = change_of_chunks(plus, minus, dy);
+        for lane in 0..LANES {
+            sums[lane] += partial[lane].to_f64();
+        }
     }
+    tree(sums) + change_of_tail(plus_tail, minus_tail, dy_tail)
+}
+
+/// Sixteen sums in the type of the outputs. A function of its own: beside sums in `f64` the compiler would use half of
+/// each register.
+#[inline(never)]
+fn change_of_chunks<T: Element>(plus: &[[T; LANES]], minus: &[[T; LANES]], dy: &[[T; LANES]]) -> [T; LANES] {
+    // Each of these is narrowed to one operation of the type: to round twice changes nothing.
+    let subtract = |a: T, b: T| T::from_f64(a.to_f64() - b.to_f64());
+    let multiply = |a: T, b: T| T::from_f64(a.to_f64() * b.to_f64());
+    let add = |a: T, b: T| T::from_f64(a.to_f64() + b.to_f64());
+    let mut sums = [T::default(); LANES];
+    for ((plus, minus), dy) in plus.iter().zip(minus).zip(dy) {
+        for lane in 0..LANES {
+            sums[lane] = add(sums[lane], multiply(subtract(plus[lane], minus[lane]), dy[lane]));
+        }
+    }
+    sums
+}
+
+fn change_of_tail<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
+    let outputs = plus.iter().zip(minus).zip(dy);
+    outputs.fold(0.0, |sum, ((plus, minus), dy)| sum + (plus.to_f64() - minus.to_f64()) * dy.to_f64())
+}
+
+/// The sum of sixteen numbers, always in the same order.
+fn tree(mut sums: [f64; LANES]) -> f64 {
     let mut lanes = LANES;
     while lanes > 1 {
         lanes /= 2;
@@ -201,5 +268,5 @@ pub(super) fn change_of_loss<T: Element, G: Element>(plus: &[T], minus: &[T], dy
             sums[lane] += sums[lane + lanes];
         }
     }
-    sums[0] + tail
+    sums[0]
 }

@@ -1,11 +1,12 @@
 //! The identities of LayerNorm's gradient.
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, IxDyn};
 
 use super::operation::Identity;
 use crate::Element;
 
-/// What LayerNorm's gradients satisfy, row by row and column by column, whatever the numbers are.
+/// What LayerNorm's gradients satisfy, row by row and column by column, whatever the numbers are: of each equation the
+/// instance that fares worst.
 ///
 /// With `g = dy gamma`, `xhat = (x - mean) rstd` and `c2 = mean(g xhat)`, all over a row of `width` elements:
 ///
@@ -13,11 +14,12 @@ use crate::Element;
 /// - `sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)`: scaling a row changes nothing but for `epsilon`;
 /// - `dgamma = sum(dy xhat)` and `dbeta = sum(dy)`, over the rows, if `parameters` holds `dgamma` and `dbeta`.
 ///
-/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. The statistics are
-/// taken in `f64`. The bounds grant each element the rounding of its own terms and of sums as long as the row.
+/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. The
+/// statistics are taken in `f64`. The bounds grant each element the rounding of its own terms and of sums as long as
+/// the row. Nothing that grows with the rows is allocated.
 ///
-/// The first two follow from `dx = rstd (g - mean(g) - xhat mean(g xhat))` and `sum(xhat) = 0`, `mean(xhat^2) = var / (var + epsilon)`
-/// (J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016).
+/// The first two follow from `dx = rstd (g - mean(g) - xhat mean(g xhat))` and `sum(xhat) = 0`, `mean(xhat^2) = var /
+/// (var + epsilon)` (J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016).
 ///
 /// ```
 /// use llm_operator::grad_check::layer_norm_identities;
@@ -38,34 +40,86 @@ pub fn layer_norm_identities<T: Element>(
     parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
 ) -> Vec<Identity> {
     let width = x.shape().last().copied().unwrap_or(1).max(1);
-    let gamma: Vec<f64> = gamma.map_or(vec![1.0; width], |gamma| gamma.iter().map(|g| g.to_f64()).collect());
-    let [x, dy, dx] = [x, dy, dx].map(|array| array.iter().map(|value| value.to_f64()).collect::<Vec<_>>());
     let mut columns = vec![Column::default(); width];
-    let mut identities = Vec::new();
-    let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks(width));
-    let count = x.len() / width;
-    for (row, ((x, dy), dx)) in rows.enumerate() {
-        let statistics = Statistics::of(x, epsilon);
-        identities.extend(row_identities::<T>(row, x, dy, dx, &gamma, epsilon, &statistics));
-        for ((column, x), dy) in columns.iter_mut().zip(x).zip(dy) {
-            column.add(*dy, statistics.normalized(*x), statistics.size(*x));
+    let mut sum = Worst::of("sum(dx) = 0");
+    let mut sum_along = Worst::of("sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)");
+    let granted_to_row = granted::<T>(width);
+    let mut dx = dx.iter();
+    for (number, row) in Rows::new(x, gamma, dy, epsilon).enumerate() {
+        let dx: Vec<f64> = dx.by_ref().take(width).map(|dx| dx.to_f64()).collect();
+        row.add_to(&mut columns);
+        if !row.is_in_range() {
+            continue;
         }
+        let rstd = row.statistics.rstd;
+        let size: f64 = row.sizes().sum();
+        let size_along: f64 = row.sizes().zip(&row.xhat).map(|(size, xhat)| size * xhat.abs()).sum();
+        let along = dx.iter().zip(&row.xhat).map(|(dx, xhat)| dx * xhat).sum();
+        sum.look("row", number, dx.iter().sum(), 0.0, granted_to_row * size);
+        sum_along.look(
+            "row",
+            number,
+            along,
+            rstd * width as f64 * row.c2 * epsilon * rstd * rstd,
+            granted_to_row * size_along,
+        );
     }
+    let mut worst = vec![sum, sum_along];
     if let Some((dgamma, dbeta)) = parameters {
-        let granted = granted::<T>(count);
+        let granted = granted::<T>(x.len() / width);
+        let mut gamma = Worst::of("dgamma = sum(dy xhat)");
+        let mut beta = Worst::of("dbeta = sum(dy)");
         for (number, ((column, dgamma), dbeta)) in columns.iter().zip(dgamma).zip(dbeta).enumerate() {
-            let identity = |name: &str, left: T, right: f64, size: f64| Identity {
-                name: name.to_owned(),
-                place: format!("column {number}"),
-                left: left.to_f64(),
-                right,
-                bound: granted * size,
-            };
-            identities.push(identity("dgamma = sum(dy xhat)", *dgamma, column.gamma, column.gamma_size));
-            identities.push(identity("dbeta = sum(dy)", *dbeta, column.beta, column.beta_size));
+            gamma.look("column", number, dgamma.to_f64(), column.gamma, granted * column.gamma_size);
+            beta.look("column", number, dbeta.to_f64(), column.beta, granted * column.beta_size);
         }
+        worst.extend([gamma, beta]);
     }
-    identities
+    worst.into_iter().filter_map(|worst| worst.found).collect()
+}
+
+/// What the terms of LayerNorm's gradients amount to before they cancel: of `dx` the greatest in each row, of `dgamma`
+/// and `dbeta` in each column.
+///
+/// The shapes are those of [`layer_norm_identities`]. This is what
+/// [`Operation::gradient_terms`](super::Operation::gradient_terms) asks for. Of a row with `size = (|x| + |mean|)
+/// rstd`, what the terms of `xhat` amount to, an element of `dx` has
+///
+/// ```text
+/// rstd (|g| + mean|g| + size |c2| + |xhat| mean(|g| size)) + |dx| mean(|xhat| size)
+/// ```
+///
+/// where the last part is what the rounding of the differences `x - mean` does to `rstd`; `dgamma` has `sum |dy| size`,
+/// and `dbeta` has `sum |dy|`.
+///
+/// ```
+/// use llm_operator::grad_check::layer_norm_terms;
+/// use ndarray::array;
+///
+/// // Of one element a row, dx and dgamma are 0; but what cancels there is not.
+/// let (x, dy) = (array![[3.0], [4.0]].into_dyn(), array![[0.5], [-1.0]].into_dyn());
+/// let [dx, dgamma, dbeta] = layer_norm_terms::<f64>(&x, None, &dy, 1e-5);
+/// assert!(dx.len() == 2 && dx[0] > 0.0 && dgamma[0] > 0.0);
+/// assert_eq!(dbeta, [1.5]);
+/// ```
+pub fn layer_norm_terms<T: Element>(
+    x: &ArrayD<T>,
+    gamma: Option<&ArrayD<T>>,
+    dy: &ArrayD<T>,
+    epsilon: f64,
+) -> [Vec<f64>; 3] {
+    let width = x.shape().last().copied().unwrap_or(1).max(1);
+    let mut columns = vec![Column::default(); width];
+    let mut dx = Vec::with_capacity(x.len() / width);
+    for row in Rows::new(x, gamma, dy, epsilon) {
+        dx.push(row.greatest_terms());
+        row.add_to(&mut columns);
+    }
+    [
+        dx,
+        columns.iter().map(|column| column.gamma_size).collect(),
+        columns.iter().map(|column| column.beta_size).collect(),
+    ]
 }
 
 /// The relative error that is granted to a sum of this many rounded terms.
@@ -73,43 +127,121 @@ fn granted<T: Element>(terms: usize) -> f64 {
     4.0 * (16.0 + (terms as f64).sqrt()) * T::UNIT_ROUNDOFF
 }
 
-fn row_identities<T: Element>(
-    row: usize,
-    x: &[f64],
-    dy: &[f64],
-    dx: &[f64],
-    gamma: &[f64],
+/// The instance of an equation that exceeds its bound by most.
+struct Worst {
+    name: &'static str,
+    excess: f64,
+    found: Option<Identity>,
+}
+
+impl Worst {
+    fn of(name: &'static str) -> Self {
+        Self { name, excess: 0.0, found: None }
+    }
+
+    fn look(&mut self, what: &str, number: usize, left: f64, right: f64, bound: f64) {
+        let error = (left - right).abs();
+        let excess = if error == 0.0 { 0.0 } else { error / bound };
+        // What is not a number fails whatever the bound is.
+        let excess = if excess.is_nan() { f64::INFINITY } else { excess };
+        // A bound beyond the range says nothing.
+        let says_nothing = bound == f64::INFINITY && error.is_finite();
+        if !says_nothing && (self.found.is_none() || excess > self.excess) {
+            self.excess = excess;
+            self.found =
+                Some(Identity { name: self.name.to_owned(), place: format!("{what} {number}"), left, right, bound });
+        }
+    }
+}
+
+/// One row of a LayerNorm, in `f64`.
+struct Row {
+    statistics: Statistics,
+    x: Vec<f64>,
+    dy: Vec<f64>,
+    xhat: Vec<f64>,
+    g: Vec<f64>,
+    /// `mean |g|`
+    c1: f64,
+    /// `mean(g xhat)`
+    c2: f64,
+}
+
+impl Row {
+    fn new(x: Vec<f64>, dy: Vec<f64>, gamma: Option<&[f64]>, epsilon: f64) -> Self {
+        let width = x.len() as f64;
+        let statistics = Statistics::of(&x, epsilon);
+        let xhat: Vec<f64> = x.iter().map(|&x| statistics.normalized(x)).collect();
+        let g: Vec<f64> = match gamma {
+            Some(gamma) => dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect(),
+            None => dy.clone(),
+        };
+        let c1 = g.iter().map(|g| g.abs()).sum::<f64>() / width;
+        let c2 = g.iter().zip(&xhat).map(|(g, xhat)| g * xhat).sum::<f64>() / width;
+        Self { statistics, x, dy, xhat, g, c1, c2 }
+    }
+
+    /// Whether the statistics, as plain sums of squares give them, are within the range of `f64`.
+    fn is_in_range(&self) -> bool {
+        let rstd = self.statistics.rstd;
+        // NaN is the operation's to explain.
+        rstd.is_normal() || rstd.is_nan()
+    }
+
+    /// What the terms of each element of dx amount to before they cancel.
+    fn sizes(&self) -> impl Iterator<Item = f64> {
+        let Self { statistics, c1, c2, .. } = self;
+        let each = self.g.iter().zip(&self.x);
+        each.map(move |(g, &x)| statistics.rstd * (g.abs() + c1 + statistics.size(x) * c2.abs()))
+    }
+
+    /// The greatest of these, with what the rounding of `xhat` does to the means over the row and to `rstd`.
+    fn greatest_terms(&self) -> f64 {
+        let Self { statistics, .. } = self;
+        let width = self.x.len() as f64;
+        let sizes = || self.x.iter().map(|&x| statistics.size(x));
+        let of_means = self.g.iter().zip(sizes()).map(|(g, size)| g.abs() * size).sum::<f64>() / width;
+        let of_rstd = self.xhat.iter().zip(sizes()).map(|(xhat, size)| xhat.abs() * size).sum::<f64>() / width;
+        let mean = self.g.iter().sum::<f64>() / width;
+        let each = self.sizes().zip(&self.g).zip(&self.xhat).map(|((size, g), xhat)| {
+            let dx = statistics.rstd * (g - mean - xhat * self.c2);
+            size + statistics.rstd * xhat.abs() * of_means + dx.abs() * of_rstd
+        });
+        each.fold(0.0, f64::max)
+    }
+
+    fn add_to(&self, columns: &mut [Column]) {
+        for (((column, dy), xhat), &x) in columns.iter_mut().zip(&self.dy).zip(&self.xhat).zip(&self.x) {
+            column.add(*dy, *xhat, self.statistics.size(x));
+        }
+    }
+}
+
+/// The rows of a LayerNorm, one at a time.
+struct Rows<X, Y> {
+    x: X,
+    dy: Y,
+    width: usize,
+    gamma: Option<Vec<f64>>,
     epsilon: f64,
-    statistics: &Statistics,
-) -> [Identity; 2] {
-    let width = x.len() as f64;
-    let xhat: Vec<f64> = x.iter().map(|&x| statistics.normalized(x)).collect();
-    let g: Vec<f64> = dy.iter().zip(gamma).map(|(dy, gamma)| dy * gamma).collect();
-    let c1 = g.iter().map(|g| g.abs()).sum::<f64>() / width;
-    let c2 = g.iter().zip(&xhat).map(|(g, xhat)| g * xhat).sum::<f64>() / width;
-    let rstd = statistics.rstd;
-    // What the terms of an element of dx amount to before they cancel.
-    let sizes = g.iter().zip(x).map(|(g, &x)| rstd * (g.abs() + c1 + statistics.size(x) * c2.abs()));
-    let size: f64 = sizes.clone().sum();
-    let size_along: f64 = sizes.zip(&xhat).map(|(size, xhat)| size * xhat.abs()).sum();
-    let granted = granted::<T>(x.len());
-    let place = format!("row {row}");
-    [
-        Identity {
-            name: "sum(dx) = 0".to_owned(),
-            place: place.clone(),
-            left: dx.iter().sum(),
-            right: 0.0,
-            bound: granted * size,
-        },
-        Identity {
-            name: "sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)".to_owned(),
-            place,
-            left: dx.iter().zip(&xhat).map(|(dx, xhat)| dx * xhat).sum(),
-            right: rstd * width * c2 * epsilon * rstd * rstd,
-            bound: granted * size_along,
-        },
-    ]
+}
+
+impl<'a, T: Element> Rows<ndarray::iter::Iter<'a, T, IxDyn>, ndarray::iter::Iter<'a, T, IxDyn>> {
+    fn new(x: &'a ArrayD<T>, gamma: Option<&ArrayD<T>>, dy: &'a ArrayD<T>, epsilon: f64) -> Self {
+        let width = x.shape().last().copied().unwrap_or(1).max(1);
+        let gamma = gamma.map(|gamma| gamma.iter().map(|gamma| gamma.to_f64()).collect());
+        Self { x: x.iter(), dy: dy.iter(), width, gamma, epsilon }
+    }
+}
+
+impl<'a, T: Element, X: Iterator<Item = &'a T>, Y: Iterator<Item = &'a T>> Iterator for Rows<X, Y> {
+    type Item = Row;
+
+    fn next(&mut self) -> Option<Row> {
+        let x: Vec<f64> = self.x.by_ref().take(self.width).map(|x| x.to_f64()).collect();
+        let dy = self.dy.by_ref().take(self.width).map(|dy| dy.to_f64()).collect();
+        (x.len() == self.width).then(|| Row::new(x, dy, self.gamma.as_deref(), self.epsilon))
+    }
 }
 
 struct Statistics {
@@ -131,7 +263,8 @@ impl Statistics {
         (x - self.mean) * self.rstd
     }
 
-    /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as elsewhere.
+    /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as
+    /// elsewhere.
     fn size(&self, x: f64) -> f64 {
         (x.abs() + self.mean.abs()) * self.rstd
     }

@@ -8,22 +8,45 @@ use super::patterns::Picture;
 use super::power;
 use super::problem::{Problem, index_of};
 use super::report::{Components, Counts, Direction, InputReport, Worst};
-use super::verdict::{Component, GRANTED_ROUNDINGS, GRANTED_ROUNDINGS_FAR, Tolerance, Verdict};
+use super::verdict::{Component, GRANTED_ROUNDINGS, ROUNDINGS_OF_TERMS, Tolerance, Verdict};
 use crate::Element;
 
 /// How the components of an input are judged.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Judge {
     tolerance: Tolerance,
     row_len: usize,
+    /// What rounding may leave of the gradient under test: of each row, or of each component; empty where it is
+    /// unknown.
+    rounding: Vec<f64>,
+    /// Whether the gradient under test was computed in a lower precision than the differences: what rounding did to it
+    /// is then accepted. Otherwise it is only not called an error, as the tolerance of the type is far above it on most
+    /// rows.
+    lower_precision: bool,
 }
 
 impl Judge {
-    /// `unit_roundoff` is that of the type in which the gradient under test was computed, on rows whose values are up to `far`
-    /// times as large as they vary.
-    pub(super) fn new(tolerance: Tolerance, row_len: usize, unit_roundoff: f64, far: f64) -> Self {
-        let rtol = tolerance.rtol + (GRANTED_ROUNDINGS + GRANTED_ROUNDINGS_FAR * far) * unit_roundoff;
-        Self { tolerance: Tolerance { rtol, ..tolerance }, row_len }
+    /// `given` is the unit roundoff of the type in which the gradient under test was computed, `own` that of the
+    /// differences, and `terms` what the terms of each row or component of the gradient amount to.
+    pub(super) fn new(tolerance: Tolerance, row_len: usize, given: f64, own: f64, mut terms: Vec<f64>) -> Self {
+        let lower_precision = given > own;
+        // Differences of the same type already ask for a tolerance above the gradient's own rounding.
+        let granted = if lower_precision { GRANTED_ROUNDINGS * given } else { 0.0 };
+        terms.iter_mut().for_each(|term| *term *= ROUNDINGS_OF_TERMS * given);
+        let tolerance = Tolerance { rtol: tolerance.rtol + granted, ..tolerance };
+        Self { tolerance, row_len, rounding: terms, lower_precision }
+    }
+
+    /// What rounding may leave of an element.
+    pub(super) fn rounding(&self, element: usize, len: usize) -> f64 {
+        let each = self.rounding.len() == len;
+        self.rounding.get(if each { element } else { element / self.row_len }).copied().unwrap_or(0.0)
+    }
+
+    /// Two slopes, of the size that the tolerance is relative to.
+    pub(super) fn along(&self, scale: f64, rounding: f64, [analytic, numeric, floor]: [f64; 3]) -> Component {
+        let accepted = if self.lower_precision { rounding } else { 0.0 };
+        Component { analytic, numeric, floor, tolerance: self.tolerance.at(scale) + accepted, rounding }
     }
 
     /// Components in a row.
@@ -38,12 +61,15 @@ impl Judge {
 
     /// Calls `visit` with each component that was looked at, row by row, in order.
     pub(super) fn components(&self, analytic: &[f64], measured: &Measured, visit: impl FnMut(usize, Component)) {
-        self.components_of(analytic, &measured.numeric, &measured.floor, visit);
+        self.components_of(0, analytic.len(), analytic, &measured.numeric, &measured.floor, visit);
     }
 
-    /// The same for some rows of an input.
+    /// The same for some rows of an input of `len` elements, whose first element is number `start`; `visit` is told
+    /// numbers that count from there.
     pub(super) fn components_of(
         &self,
+        start: usize,
+        len: usize,
         analytic: &[f64],
         numeric: &[f64],
         floor: &[f64],
@@ -52,6 +78,8 @@ impl Judge {
         let rows = analytic.chunks(self.row_len).zip(numeric.chunks(self.row_len));
         for (row, (analytic, numeric)) in rows.enumerate() {
             let rms = rms(numeric);
+            let of_row = self.rounding(start + row * self.row_len, len);
+            let one_for_each = self.rounding.len() == len;
             for (column, (&analytic, &numeric)) in analytic.iter().zip(numeric).enumerate() {
                 let element = row * self.row_len + column;
                 let floor = floor[element];
@@ -59,8 +87,9 @@ impl Judge {
                     // Not looked at.
                     continue;
                 }
+                let rounding = if one_for_each { self.rounding[start + element] } else { of_row };
                 let scale = rms.max(analytic.abs()).max(numeric.abs());
-                visit(element, Component { analytic, numeric, floor, tolerance: self.tolerance.at(scale) });
+                visit(element, self.along(scale, rounding, [analytic, numeric, floor]));
             }
         }
     }
@@ -80,7 +109,7 @@ pub(super) fn rms(values: &[f64]) -> f64 {
 pub(super) fn judge_input<T: Element>(
     problem: &Problem<'_, T>,
     k: usize,
-    judge: &Judge,
+    judge: Judge,
     analytic: Vec<f64>,
     measured: Measured,
     directions: Vec<Direction>,
@@ -100,12 +129,14 @@ pub(super) fn judge_input<T: Element>(
     }
     let worst = tally.worst.map(|(element, component)| worst(problem, k, element, component, measured.step(element)));
     let x = |element: usize| problem.input(k)[element].to_f64();
-    let patterns = patterns(judge, verdict, &x, &analytic, &measured);
+    let patterns = patterns(&judge, verdict, &x, &analytic, &measured);
     // Only a gradient that passed, and that the loss sees, can be spoiled.
-    let power = (verdict == Verdict::Passed && tally.seen > 0).then(|| power::measure(judge, &x, &analytic, &measured));
+    let power =
+        (verdict == Verdict::Passed && tally.seen > 0).then(|| power::measure(&judge, &x, &analytic, &measured));
     let survived = power.iter().flat_map(|power| &power.mutants).any(|mutant| mutant.required && !mutant.caught);
     // Where only a sample was looked at, the directions answer for the rest.
-    let verdict = if survived && directions.is_empty() { Verdict::Inconclusive } else { verdict };
+    let unanswered = survived || tally.seen < analytic.len();
+    let verdict = if unanswered && directions.is_empty() { verdict.max(Verdict::Inconclusive) } else { verdict };
     let array = |values| ArrayD::from_shape_vec(IxDyn(&declared.shape), values).unwrap_or_default();
     InputReport {
         name: declared.name.clone(),
@@ -117,11 +148,13 @@ pub(super) fn judge_input<T: Element>(
         max_magnitude: tally.max_magnitude,
         worst,
         not_looked_at: analytic.len() - tally.seen,
+        without_step: tally.without_step,
         directions,
         patterns,
         power,
         blind_rows: if judge.row_len > 1 { tally.blind_rows } else { Vec::new() },
         blind,
+        judge,
         components: Components {
             analytic: array(analytic),
             numeric: array(measured.numeric),
@@ -160,6 +193,7 @@ struct Tally {
     /// The row that is open.
     row: usize,
     seen: usize,
+    without_step: usize,
     row_counts: Counts,
     row_blind: bool,
 }
@@ -176,6 +210,7 @@ impl Tally {
             rows: 0,
             row: 0,
             seen: 0,
+            without_step: 0,
             row_counts: Counts::default(),
             row_blind: true,
         }
@@ -187,6 +222,7 @@ impl Tally {
             self.row = element / self.row_len;
         }
         self.seen += 1;
+        self.without_step += usize::from(component.is_without_step());
         self.row_counts.add(component.verdict());
         self.row_blind &= component.is_blind();
         self.max_abs_diff = nan_max(self.max_abs_diff, component.difference());
@@ -225,17 +261,13 @@ pub(super) fn nan_max(a: f64, b: f64) -> f64 {
 fn worst<T: Element>(problem: &Problem<'_, T>, k: usize, element: usize, component: Component, step: f64) -> Worst {
     let verdict = component.verdict();
     let x = problem.input(k)[element].to_f64();
-    let stage = (verdict == Verdict::Invalid).then(|| {
-        if !x.is_finite() {
-            Stage::Input
-        } else if !component.analytic.is_finite() {
-            Stage::Analytic
-        } else if T::from_f64(x + step) == T::from_f64(x - step) {
-            Stage::Step
-        } else {
-            Stage::Numeric
-        }
-    });
+    let stage = match verdict {
+        _ if component.is_without_step() => Some(Stage::Step),
+        Verdict::Invalid if !x.is_finite() => Some(Stage::Input),
+        Verdict::Invalid if !component.analytic.is_finite() => Some(Stage::Analytic),
+        Verdict::Invalid => Some(Stage::Numeric),
+        _ => None,
+    };
     Worst {
         index: index_of(&problem.declared[k].shape, element),
         verdict,
@@ -245,6 +277,7 @@ fn worst<T: Element>(problem: &Problem<'_, T>, k: usize, element: usize, compone
         numeric: component.numeric,
         floor: component.floor,
         tolerance: component.tolerance,
+        rounding: component.rounding,
         floors: if component.difference() == 0.0 { 0.0 } else { component.difference() / component.floor },
         step,
     }

@@ -1,15 +1,17 @@
-//! The fundamental theorem along a line: the change of the loss from `x - h e` to `x + h e` is the integral of the gradient
-//! between them, which the operation's own backward gives at three points (Gauss-Legendre):
+//! The fundamental theorem along a line: the change of the loss from `x - h e` to `x + h e` is the integral of the
+//! gradient between them, which the operation's own backward gives at three points (Gauss-Legendre):
 //!
 //! ```text
 //! L(x + h e) - L(x - h e) = h sum_k w_k <a(x + h t_k e), e>,   t = -sqrt(3/5), 0, sqrt(3/5),   w = 5/9, 8/9, 5/9
 //! ```
 //!
-//! The rule is exact for polynomials of degree five, so `h` may be half the row's scale, and the noise, divided by so large a
-//! step, small: in `f32` a hundred times smaller than that of the best central difference. What is left of the rule's own
-//! error falls with `h^6`: the same at `h / 2` shows it.
+//! The rule is exact for polynomials of degree five, so `h` may be half the row's scale, and the noise, divided by so
+//! large a step, small: in `f32` a hundred times smaller than that of the best central difference. What is left of the
+//! rule's own error falls with `h^6`: the same at `h / 2` shows it.
 
 use std::sync::Mutex;
+
+use ndarray::ArrayD;
 
 use super::components::scales;
 use super::error::{CheckError, Probe};
@@ -24,8 +26,8 @@ use crate::Element;
 /// The outer node, sqrt(3/5).
 const NODE: f64 = 0.774_596_669_241_483_4;
 
-/// Half the length of a line, in units of the row's scale; where the first is too noisy a longer one may do: moving one of
-/// many elements far does little to its row.
+/// Half the length of a line, in units of the row's scale; where the first is too noisy a longer one may do: moving one
+/// of many elements far does little to its row.
 const REACHES: [f64; 2] = [0.5, 2.0];
 
 /// Elements that are moved together, because they reach different rows: each with its step.
@@ -52,7 +54,7 @@ impl<T: Element> Local<'_, T> {
         Ok(())
     }
 
-    /// Measures colours along their lines; `replace` says whether whatever was known is replaced, or only what is less sharp.
+    /// Measures colours along their lines, some at a time: what is found of them takes memory until it is stored.
     fn lines(
         &self,
         k: usize,
@@ -62,7 +64,22 @@ impl<T: Element> Local<'_, T> {
         variance: &[f64],
         replace: bool,
     ) -> Result<(), CheckError> {
-        self.problem.expect_forwards(4 * colours.len() as u64);
+        const BATCH: usize = 8;
+        let mut batches = colours.chunks(BATCH);
+        batches.try_for_each(|colours| self.some_lines(k, analytic, measured, colours, variance, replace))
+    }
+
+    /// Measures colours along their lines; `replace` says whether whatever was known is replaced, or only what is less
+    /// sharp.
+    fn some_lines(
+        &self,
+        k: usize,
+        analytic: &[f64],
+        measured: &mut Measured,
+        colours: &[Colour],
+        variance: &[f64],
+        replace: bool,
+    ) -> Result<(), CheckError> {
         let found = Mutex::new(Vec::new());
         deal_out(
             colours,
@@ -144,31 +161,37 @@ impl<T: Element> Local<'_, T> {
             let (index, step) = (problem.index(k, first.0), sign * factor * first.1);
             move || Some(Probe { input: declared.name.clone(), index, step })
         };
-        let mut place = |position: f64| {
+        let place = |inputs: &mut [ArrayD<T>], position: f64| {
             let values = inputs[k].as_slice_mut().unwrap_or_default();
             for &(element, step) in colour {
                 values[element] = T::from_f64(problem.input(k)[element].to_f64() + position * factor * step);
             }
-            inputs.clone()
         };
+        // Of the gradients only the elements of the colour are kept.
+        let mut slopes = |position: f64| -> Result<Vec<f64>, CheckError> {
+            place(&mut inputs, position);
+            let gradients = problem.backward(&inputs, &problem.upstream)?;
+            let gradient = gradients[k].as_slice().unwrap_or_default();
+            Ok(colour.iter().map(|&(element, _)| gradient[element].to_f64()).collect())
+        };
+        let nodes = slopes(NODE)?.into_iter().zip(slopes(-NODE)?);
         let (mut plus, mut minus) = (problem.poisoned_output(), problem.poisoned_output());
-        problem.forward(&place(1.0), &mut plus, probe(1.0))?;
-        problem.forward(&place(-1.0), &mut minus, probe(-1.0))?;
-        let above = problem.backward(&place(NODE), &problem.upstream)?;
-        let below = problem.backward(&place(-NODE), &problem.upstream)?;
+        place(&mut inputs, 1.0);
+        problem.forward(&inputs, &mut plus, probe(1.0))?;
+        place(&mut inputs, -1.0);
+        problem.forward(&inputs, &mut minus, probe(-1.0))?;
         let (plus, minus) = (plus.as_slice().unwrap_or_default(), minus.as_slice().unwrap_or_default());
-        let nodes = (above[k].as_slice().unwrap_or_default(), below[k].as_slice().unwrap_or_default());
         let width = problem.width();
         Ok(colour
             .iter()
-            .map(|&(element, step)| {
+            .zip(nodes)
+            .map(|(&(element, step), (above, below))| {
                 let outputs = match self.row_of(k, element) {
                     Some(row) => row * width..(row + 1) * width,
                     None => 0..plus.len(),
                 };
                 let change = change_of_loss(&plus[outputs.clone()], &minus[outputs.clone()], &problem.dy()[outputs]);
-                let mean =
-                    (5.0 * (nodes.0[element].to_f64() + nodes.1[element].to_f64()) + 8.0 * analytic[element]) / 18.0;
+                let mean = (5.0 * (above + below) + 8.0 * analytic[element]) / 18.0;
                 let value = problem.input(k)[element].to_f64();
                 let stored = |sign: f64| T::from_f64(value + sign * factor * step).to_f64();
                 change / (stored(1.0) - stored(-1.0)) - mean

@@ -1,5 +1,6 @@
-//! Central differences of an operation whose rows are independent: one column of *all* rows is perturbed at once, and the
-//! change of the loss is split by row. All components of an input of width `C` cost `2 C` forwards, whatever the rows.
+//! Central differences of an operation whose rows are independent: one column of *all* rows is perturbed at once, and
+//! the change of the loss is split by row. All components of an input of width `C` cost `2 C` forwards, whatever the
+//! rows.
 //!
 //! Where the operation can run a block of rows, a block stays in cache while its columns are perturbed in turn, and the
 //! blocks are dealt out to the threads. Otherwise the columns are, and each worker forwards a clone of all inputs.
@@ -11,7 +12,7 @@ use rayon::prelude::*;
 
 use super::block::Block;
 use super::components::pilot_step;
-use super::error::CheckError;
+use super::error::{CheckError, unless_stopped};
 use super::exhaustive::Difference;
 use super::judge::Judge;
 use super::measured::{Measured, MeasuredRows};
@@ -32,7 +33,7 @@ pub(super) struct Local<'a, T: Element> {
     pub(super) problem: &'a Problem<'a, T>,
     pub(super) noise: &'a Noise,
     pub(super) step: Step,
-    pub(super) judge: Judge,
+    pub(super) judge: &'a Judge,
     /// Whether the operation can be run on a block of rows.
     pub(super) by_blocks: bool,
     /// Whether the declared independence was verified, so that the loss may be split by it.
@@ -45,7 +46,6 @@ impl<T: Element> Local<'_, T> {
         let problem = self.problem;
         let row_len = problem.declared[k].row_len();
         let fixed = if let Step::Fixed(eps) = self.step { Some(eps) } else { None };
-        problem.expect_forwards(4 * columns.len() as u64);
         let mut measured = Measured::not_looked_at(problem.input(k).len(), fixed);
         if problem.rows == 0 || measured.numeric.is_empty() {
             return Ok(measured);
@@ -58,9 +58,9 @@ impl<T: Element> Local<'_, T> {
                 .into_par_iter()
                 .map(|(rows, mut measured)| self.block(k, rows, columns, whole, &mut measured))
                 .collect();
-            outcomes.into_iter().collect::<Result<(), _>>()?;
+            unless_stopped(outcomes.into_iter().collect())?;
         } else {
-            self.whole(k, columns, &mut measured)?;
+            unless_stopped(self.whole(k, columns, &mut measured))?;
         }
         Ok(measured)
     }
@@ -154,31 +154,41 @@ impl<T: Element> Local<'_, T> {
         single.then(|| row_scale::<T>(self.problem.input(k).iter().map(|x| x.to_f64())))
     }
 
-    /// The columns that hold an inconclusive component, each with the step that those components ask for and 0 for the others.
+    /// The columns that hold an inconclusive component, each with the step that those components ask for and 0 for the
+    /// others.
     fn retries(&self, block: &Block<'_, T>, measured: &MeasuredRows<'_>) -> Vec<(usize, Vec<f64>)> {
         let row_len = block.row_len();
         let mut columns = vec![Vec::new(); row_len];
         // No gradient under test is needed to see that a floor is too high: the numeric one has the same size.
-        self.judge.components_of(measured.numeric, measured.numeric, measured.floor, |element, component| {
-            let undecided = component.floor > component.tolerance;
-            if !undecided {
-                return;
-            }
-            let (row, column) = (element / row_len, element % row_len);
-            let old = measured.step(element);
-            let sigma = block.sigma(row, old);
-            let truncation = (0.5 * (component.floor - 6.0 * sigma)).max(0.0);
-            let step = sharper(old, sigma, truncation);
-            if step.is_normal() && step != old {
-                columns[column].resize(block.rows(), 0.0);
-                columns[column][row] = step;
-            }
-        });
+        let (start, len) = (block.start() * row_len, self.problem.declared[block.input()].len());
+        self.judge.components_of(
+            start,
+            len,
+            measured.numeric,
+            measured.numeric,
+            measured.floor,
+            |element, component| {
+                let undecided = component.floor > component.tolerance;
+                if !undecided {
+                    return;
+                }
+                let (row, column) = (element / row_len, element % row_len);
+                let old = measured.step(element);
+                let sigma = block.sigma(row, old);
+                let truncation = (0.5 * (component.floor - 6.0 * sigma)).max(0.0);
+                let step = sharper(old, sigma, truncation);
+                if step.is_normal() && step != old {
+                    columns[column].resize(block.rows(), 0.0);
+                    columns[column][row] = step;
+                }
+            },
+        );
         columns.into_iter().enumerate().filter(|(_, steps)| !steps.is_empty()).collect()
     }
 }
 
-/// Perturbs columns by the steps given for each, on workers with siblings of `block`, and hands the differences to `write`.
+/// Perturbs columns by the steps given for each, on workers with siblings of `block`, and hands the differences to
+/// `write`.
 fn deal_out_columns<T: Element>(
     block: &Block<'_, T>,
     jobs: &[(usize, &[f64])],

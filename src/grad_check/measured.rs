@@ -32,8 +32,16 @@ impl Measured {
 
     /// The same where not all components are going to be looked at: an infinite floor says so.
     pub(super) fn not_looked_at(len: usize, fixed: Option<f64>) -> Self {
-        let unknown = Self::unknown(len, fixed);
-        Self { floor: vec![f64::INFINITY; len], ..unknown }
+        let mut unknown = Self::unknown(len, fixed);
+        unknown.floor.fill(f64::INFINITY);
+        unknown
+    }
+
+    /// Calls what is still unknown not looked at.
+    pub(super) fn forget_unknown(&mut self) {
+        let unknown =
+            self.numeric.iter().zip(&mut self.floor).filter(|(numeric, floor)| numeric.is_nan() && floor.is_nan());
+        unknown.for_each(|(_, floor)| *floor = f64::INFINITY);
     }
 
     pub(super) fn step(&self, element: usize) -> f64 {
@@ -67,8 +75,9 @@ impl Measured {
 const NEAR: f64 = 0.1;
 
 impl Measured {
-    /// Raises floors that a fixed step beyond a row's scale has made too low: out there `D` no longer follows the square of
-    /// the step, so `|D(2h) - D(h)|` may be small by chance. Where the function is a straight line it is small for good.
+    /// Raises floors that a fixed step beyond a row's scale has made too low: out there `D` no longer follows the
+    /// square of the step, so `|D(2h) - D(h)|` may be small by chance. Where the function is a straight line it is
+    /// small for good.
     pub(super) fn distrust_far_steps(&mut self, judge: &Judge, scales: &[f64], eps: f64) {
         let len = judge.row_len();
         let rows = self.numeric.chunks(len).zip(self.floor.chunks_mut(len));

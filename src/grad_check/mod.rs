@@ -1,36 +1,48 @@
 //! A gradient checker for any operation: it compares the gradient that a `backward` computes with difference quotients
-//! of the `forward`, and says of each component whether it agrees, whether it is wrong, or whether nothing could be seen.
+//! of the `forward`, and says of each component whether it agrees, whether it is wrong, or whether nothing could be
+//! seen.
 //!
 //! # The mathematics
 //!
-//! For an operation `f` and an upstream gradient `G` the loss is `L(x) = sum(f(x) * G)`, so that the gradient under test is
-//! what `backward` gives for `G`. The numeric gradient is the central difference
+//! For an operation `f` and an upstream gradient `G` the loss is `L(x) = sum(f(x) * G)`, so that the gradient under
+//! test is what `backward` gives for `G`. The numeric gradient is the central difference
 //!
 //! ```text
 //! D_i = (L(x + h e_i) - L(x - h e_i)) / ((x + h e_i) - (x - h e_i))
 //! ```
 //!
-//! with the points as they are stored. Its rounding noise has the deviation `sigma_i = kappa u sqrt(sum (G_j y_j)^2) / (sqrt(2) h)`,
-//! summed over the outputs that depend on `x_i`, where `u` is the unit roundoff and `kappa` is measured on the forward itself;
-//! its truncation error is about `T_i = |D_i(2h) - D_i(h)| / 3`. An error below `floor_i = 6 sigma_i + 2 T_i` cannot be seen, an
-//! error below `tol_i = atol + rtol max(|a_i|, |D_i|, rms of the row)` is accepted, and each component is
+//! with the points as they are stored. Its rounding noise has the deviation `sigma_i = kappa u sqrt(sum (G_j y_j)^2) /
+//! (sqrt(2) h)`, summed over the outputs that depend on `x_i`, where `u` is the unit roundoff and `kappa` is measured
+//! on the forward itself; its truncation error is about `T_i = |D_i(2h) - D_i(h)| / 3`. An error below `floor_i = 6
+//! sigma_i + 2 T_i` cannot be seen, an error below `tol_i = atol + rtol max(|a_i|, |D_i|, rms of the row)` is accepted,
+//! and each component is
 //!
 //! | verdict | where |
 //! |---|---|
 //! | passed | the gradients differ by no more than is accepted, and the floor is below the tolerance |
 //! | wrong | they differ by more than the floor and by more than the tolerance |
-//! | inconclusive | the floor is above the tolerance; or both gradients of a whole row vanish within ten floors |
-//! | invalid | a NaN, an infinity, or a step that changed nothing |
+//! | inconclusive | the floor is above the tolerance; or the step changed nothing; or a whole row vanishes within ten floors |
+//! | invalid | a NaN or an infinity |
 //!
-//! A run passes only if every component does, if the loss sees every input, and if the check would have caught a gradient
-//! that is spoiled as bugs spoil it. Beside the differences it checks what holds exactly: that the same call gives the
-//! same bits, into any buffer and on any number of threads; that the backward is linear in `G`; that rows that are
-//! declared independent are. The report names what the wrong components have in common, in words.
+//! A run passes only if every component does, if the loss sees every input, and if the check would have caught a
+//! gradient that is spoiled as bugs spoil it. Beside the differences it checks what holds exactly: that the same call
+//! gives the same bits, into any buffer and on any number of threads; that the backward is linear in `G`; that rows
+//! that are declared independent are. The report names what the wrong components have in common, in words.
+//!
+//! # What it costs
+//!
+//! With `R` rows of `C` elements that are independent, mode [`Mode::Local`] takes `4 C` forwards of the whole input,
+//! and as many forwards and backwards as `4 ceil(log2 R)`; [`GradCheck::timed`] measures it beside plain forwards.
+//! Without independence it is `4 N` forwards for `N` elements. Beside the caller's arrays a check takes the memory of
+//! at most four copies of the inputs and the upstream gradient for each thread (in `f32`, where a report is twice as
+//! large as its inputs, six in mode [`Mode::Exhaustive`] and eight in mode [`Mode::Line`]), where a row has sixteen
+//! elements or more. Of 8 x 1024 x 768 elements in `f64`, 101 MB with the upstream gradient, that is 2 copies on two
+//! threads together: the gradient under test, the numeric one, the floors and the steps.
 //!
 //! # Examples
 //!
-//! A function of one array is two closures ([`Function`]). Softmax, over rows that are independent, so that a column of all rows
-//! is perturbed at once:
+//! A function of one array is two closures ([`Function`]). Softmax, over rows that are independent, so that a column of
+//! all rows is perturbed at once:
 //!
 //! ```
 //! use llm_operator::assert_gradients;
@@ -98,6 +110,7 @@
 
 mod assert;
 mod block;
+mod clock;
 mod columns;
 mod components;
 mod directional;
@@ -105,6 +118,7 @@ mod error;
 mod exact;
 mod exhaustive;
 mod follows;
+mod framed;
 mod function;
 mod identities;
 mod independence;
@@ -132,11 +146,11 @@ mod workers;
 pub use assert::{DEFAULT_SEED, assert_pass, random_inputs};
 pub use error::{Call, CheckError, Probe, Stage};
 pub use function::Function;
-pub use identities::layer_norm_identities;
+pub use identities::{layer_norm_identities, layer_norm_terms};
 pub use operation::{Identity, Input, Locality, Operation, Outcome};
 pub use power::{Mutant, Power};
 pub use progress::Progress;
-pub use report::{Check, Components, Counts, Direction, InputReport, Report, SCHEMA_VERSION, Worst};
+pub use report::{Check, Components, Counts, Direction, InputReport, Report, SCHEMA_VERSION, Timing, Worst};
 pub use run::{Budget, Given, GradCheck, Mode};
 pub use step::Step;
 pub use sweep::{Conclusion, Sweep, SweepPoint};

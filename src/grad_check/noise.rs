@@ -6,6 +6,8 @@
 //! conditioned; how much the errors of one row's outputs hang together, which makes the loss noisier than its
 //! parts (an error of the mean shifts a whole row); and both for the forward at hand, on the inputs at hand.
 
+use std::ops::Range;
+
 use ndarray::ArrayD;
 use rayon::prelude::*;
 
@@ -14,7 +16,7 @@ use super::operation::Locality;
 use super::problem::{Problem, caught};
 use super::{Call, Operation};
 use crate::Element;
-use crate::numpy_random::{Generator, default_rng};
+use crate::numpy_random::default_rng;
 
 /// Weights of the fourth difference, which no smooth function survives over steps of a few units in the last place.
 /// The sum of their squares is 70, so that `sum(weight * error) / sqrt(70)` has the deviation of one error
@@ -69,17 +71,18 @@ pub(super) fn measure<T: Element>(
     let repeats = (2048 / problem.output_len().max(1)).clamp(1, 8);
     // No more than a tenth of what the check may cost.
     let repeats = repeats.min(allowance.map_or(repeats, |forwards| (forwards / 50) as usize)).max(1);
-    let sums = match twin {
-        None if by_blocks => sample_blocks(problem, repeats)?,
-        _ => {
+    let sums = match by_blocks {
+        true => sample_blocks(problem, twin, repeats)?,
+        false => None,
+    };
+    let sums = match sums {
+        Some(sums) => sums,
+        None => {
             let mut sums = vec![RowSums::default(); problem.rows];
-            let mut rng = default_rng(0);
-            for _ in 0..repeats {
-                let jitter: Vec<_> =
-                    (0..problem.inputs.len()).map(|k| Jitter::new(problem.input(k), &mut rng)).collect();
+            for repeat in 0..repeats {
                 match twin {
-                    Some(twin) => sample_against_f64(problem, twin, &jitter, &mut sums)?,
-                    None => sample_whole(problem, &jitter, &mut sums)?,
+                    Some(twin) => sample_against_f64(problem, twin, repeat, &mut sums)?,
+                    None => sample_whole(problem, repeat, &mut sums)?,
                 }
             }
             sums
@@ -88,31 +91,29 @@ pub(super) fn measure<T: Element>(
     Ok(summarize::<T>(&sums, twin.is_some()))
 }
 
-/// Points on a line through the inputs, on a grid so coarse that each point is stored without rounding: a rounded input
-/// would add its own noise to the outputs.
+/// Points on a line through an input, on a grid so coarse that each point is stored without rounding: a rounded input
+/// would add its own noise to the outputs. The line is drawn from its seed for every point, instead of being kept.
+#[derive(Debug, Clone, Copy)]
 struct Jitter {
-    base: Vec<f64>,
-    direction: Vec<f64>,
+    seed: u64,
 }
 
 impl Jitter {
-    fn new<T: Element>(values: &[T], rng: &mut Generator) -> Self {
-        let (mut base, mut direction) = (Vec::with_capacity(values.len()), Vec::with_capacity(values.len()));
-        for value in values {
-            let value = value.to_f64();
-            let bits = rng.next_bits();
-            // Twice the spacing of numbers of the next binade: all points of the line stay multiples of it.
-            let grid = 8.0 * T::UNIT_ROUNDOFF * power_of_two_below(value.abs());
-            let sign = if bits & 1 == 0 { 1.0 } else { -1.0 };
-            base.push(if grid > 0.0 { (value / grid).round() * grid } else { value });
-            direction.push(sign * grid * (3 + (bits >> 1) % 7) as f64);
-        }
-        Self { base, direction }
+    /// The line of an input, or of its rows from `start` on.
+    fn new(repeat: usize, input: usize, start: usize) -> Self {
+        Self { seed: (repeat as u64) << 48 | (input as u64) << 40 | start as u64 }
     }
 
-    fn write<T: Element>(&self, position: usize, values: &mut [T]) {
-        for ((value, base), direction) in values.iter_mut().zip(&self.base).zip(&self.direction) {
-            *value = T::from_f64(base + position as f64 * direction);
+    fn write<T: Element>(self, position: usize, given: &[T], values: &mut [T]) {
+        let mut rng = default_rng(self.seed);
+        for (value, given) in values.iter_mut().zip(given) {
+            let given = given.to_f64();
+            let bits = rng.next_bits();
+            // Twice the spacing of numbers of the next binade: all points of the line stay multiples of it.
+            let grid = 8.0 * T::UNIT_ROUNDOFF * power_of_two_below(given.abs());
+            let sign = if bits & 1 == 0 { 1.0 } else { -1.0 };
+            let base = if grid > 0.0 { (given / grid).round() * grid } else { given };
+            *value = T::from_f64(base + position as f64 * sign * grid * (3 + (bits >> 1) % 7) as f64);
         }
     }
 }
@@ -123,100 +124,126 @@ fn power_of_two_below(value: f64) -> f64 {
 }
 
 /// One sample of all rows.
-fn sample_whole<T: Element>(
-    problem: &Problem<'_, T>,
-    jitter: &[Jitter],
-    sums: &mut [RowSums],
-) -> Result<(), CheckError> {
+fn sample_whole<T: Element>(problem: &Problem<'_, T>, repeat: usize, sums: &mut [RowSums]) -> Result<(), CheckError> {
     let mut inputs = problem.inputs.to_vec();
-    let mut output = problem.poisoned_output();
-    let sample = fourth_difference(problem.output_len(), |position, y: &mut [T]| {
-        for (jitter, input) in jitter.iter().zip(&mut inputs) {
-            jitter.write(position, input.as_slice_mut().unwrap_or_default());
+    let (mut first, mut output) = (problem.poisoned_output(), problem.poisoned_output());
+    let mut error = vec![0.0; problem.output_len()];
+    for (position, weight) in FOURTH_DIFFERENCE.into_iter().enumerate() {
+        for (k, input) in inputs.iter_mut().enumerate() {
+            Jitter::new(repeat, k, 0).write(position, problem.input(k), input.as_slice_mut().unwrap_or_default());
         }
-        problem.forward(&inputs, &mut output, || None)?;
-        y.copy_from_slice(output.as_slice().unwrap_or_default());
-        Ok(())
-    })?;
-    add_sample(problem.width(), problem.dy(), &sample, sums);
+        problem.forward(&inputs, if position == 0 { &mut first } else { &mut output }, || None)?;
+        if position > 0 {
+            let [y, first] = [&output, &first].map(|y| y.as_slice().unwrap_or_default());
+            add_difference(weight, y, first, &mut error);
+        }
+    }
+    add_sample(problem.width(), problem.dy(), first.as_slice().unwrap_or_default(), |o| error[o], sums);
     Ok(())
 }
 
-/// The samples of all rows, one block after the other; only what is declared in rows is jittered.
-fn sample_blocks<T: Element>(problem: &Problem<'_, T>, repeats: usize) -> Result<Vec<RowSums>, CheckError> {
-    let width = problem.width();
-    let blocks: Vec<Result<Vec<RowSums>, CheckError>> = problem
-        .blocks()
-        .into_par_iter()
-        .map(|rows| {
-            let mut rng = default_rng(rows.start as u64);
-            let mut sums = vec![RowSums::default(); rows.len()];
-            let given: Vec<_> = problem.rows_of_inputs(&rows).collect();
-            for _ in 0..repeats {
-                let mut moved: Vec<_> = given
-                    .iter()
-                    .zip(&problem.declared)
-                    .map(|(input, declared)| {
-                        let in_rows = matches!(declared.locality, Locality::Rows(_));
-                        in_rows.then(|| (Jitter::new(input, &mut rng), input.to_vec()))
-                    })
-                    .collect();
-                let sample = fourth_difference(rows.len() * width, |position, y| {
-                    for (jitter, input) in moved.iter_mut().flatten() {
-                        jitter.write(position, input);
-                    }
-                    let inputs: Vec<&[T]> = moved
-                        .iter()
-                        .zip(&given)
-                        .map(|(moved, given)| moved.as_ref().map_or(*given, |(_, input)| input))
-                        .collect();
-                    problem.forward_rows(rows.clone(), &inputs, y, || None)
-                })?;
-                add_sample(width, &problem.dy()[rows.start * width..rows.end * width], &sample, &mut sums);
-            }
-            Ok(sums)
-        })
-        .collect();
+/// The samples of all rows, one block after the other; only what is declared in rows is jittered. None where the twin
+/// cannot be run on blocks.
+fn sample_blocks<T: Element>(
+    problem: &Problem<'_, T>,
+    twin: Option<&dyn Operation<f64>>,
+    repeats: usize,
+) -> Result<Option<Vec<RowSums>>, CheckError> {
+    let blocks: Vec<Result<Option<Vec<RowSums>>, CheckError>> =
+        problem.blocks().into_par_iter().map(|rows| sample_block(problem, twin, repeats, &rows)).collect();
     let mut sums = Vec::with_capacity(problem.rows);
     for block in blocks {
-        sums.extend(block?);
-    }
-    Ok(sums)
-}
-
-/// Outputs, and the error of each.
-struct Sample<T> {
-    y: Vec<T>,
-    error: Vec<f64>,
-}
-
-/// The fourth difference of the outputs along a line, in units of the error of one output.
-fn fourth_difference<T: Element>(
-    len: usize,
-    mut forward: impl FnMut(usize, &mut [T]) -> Result<(), CheckError>,
-) -> Result<Sample<T>, CheckError> {
-    let nan = T::from_f64(f64::NAN);
-    let (mut first, mut output, mut error) = (vec![nan; len], vec![nan; len], vec![0.0; len]);
-    forward(0, &mut first)?;
-    for (position, weight) in FOURTH_DIFFERENCE.into_iter().enumerate().skip(1) {
-        forward(position, &mut output)?;
-        // The weights sum to zero: differences from the first point are as good, and hardly rounded.
-        for ((error, y), first) in error.iter_mut().zip(&output).zip(&first) {
-            *error += weight / SUM_OF_SQUARES.sqrt() * (y.to_f64() - first.to_f64());
+        match block? {
+            Some(block) => sums.extend(block),
+            None => return Ok(None),
         }
     }
-    Ok(Sample { y: first, error })
+    Ok(Some(sums))
+}
+
+fn sample_block<T: Element>(
+    problem: &Problem<'_, T>,
+    twin: Option<&dyn Operation<f64>>,
+    repeats: usize,
+    rows: &Range<usize>,
+) -> Result<Option<Vec<RowSums>>, CheckError> {
+    let width = problem.width();
+    let len = rows.len() * width;
+    let mut sums = vec![RowSums::default(); rows.len()];
+    let given: Vec<_> = problem.rows_of_inputs(rows).collect();
+    let mut moved: Vec<Option<Vec<T>>> = given
+        .iter()
+        .zip(&problem.declared)
+        .map(|(input, declared)| matches!(declared.locality, Locality::Rows(_)).then(|| input.to_vec()))
+        .collect();
+    let nan = T::from_f64(f64::NAN);
+    let (mut first, mut output) = (vec![nan; len], vec![nan; len]);
+    let dy = &problem.dy()[rows.start * width..rows.end * width];
+    for repeat in 0..repeats {
+        let mut forward = |position: usize, y: &mut [T]| {
+            for (k, input) in moved.iter_mut().enumerate() {
+                if let Some(input) = input {
+                    Jitter::new(repeat, k, rows.start).write(position, given[k], input);
+                }
+            }
+            let inputs: Vec<&[T]> =
+                moved.iter().zip(&given).map(|(moved, given)| moved.as_deref().unwrap_or(given)).collect();
+            problem.forward_rows(rows.clone(), &inputs, y, || None)
+        };
+        let error = match twin {
+            None => {
+                let mut error = vec![0.0; len];
+                forward(0, &mut first)?;
+                for (position, weight) in FOURTH_DIFFERENCE.into_iter().enumerate().skip(1) {
+                    forward(position, &mut output)?;
+                    add_difference(weight, &output, &first, &mut error);
+                }
+                error
+            }
+            Some(twin) => {
+                forward(0, &mut first)?;
+                let exact: Vec<Vec<f64>> = moved
+                    .iter()
+                    .zip(&given)
+                    .map(|(moved, given)| moved.as_deref().unwrap_or(given).iter().map(|x| x.to_f64()).collect())
+                    .collect();
+                let exact: Vec<&[f64]> = exact.iter().map(|input| &input[..]).collect();
+                let mut expected = vec![f64::NAN; len];
+                let mut able = true;
+                caught(|| {
+                    let outcome = twin.forward_rows(rows.clone(), &exact, &mut expected);
+                    able = outcome.is_some();
+                    outcome.unwrap_or(Ok(()))
+                })
+                .map_err(|failure| failure.at(Call::unperturbed(Stage::Forward)))?;
+                if !able {
+                    return Ok(None);
+                }
+                first.iter().zip(&expected).map(|(y, expected)| y.to_f64() - expected).collect()
+            }
+        };
+        add_sample(width, dy, &first, |o| error[o], &mut sums);
+    }
+    Ok(Some(sums))
+}
+
+/// Adds an output's part of the fourth difference along a line, in units of the error of one output. The weights sum to
+/// zero: differences from the first output are as good, and hardly rounded.
+fn add_difference<T: Element>(weight: f64, y: &[T], first: &[T], error: &mut [f64]) {
+    for ((error, y), first) in error.iter_mut().zip(y).zip(first) {
+        *error += weight / SUM_OF_SQUARES.sqrt() * (y.to_f64() - first.to_f64());
+    }
 }
 
 fn sample_against_f64<T: Element>(
     problem: &Problem<'_, T>,
     twin: &dyn Operation<f64>,
-    jitter: &[Jitter],
+    repeat: usize,
     sums: &mut [RowSums],
 ) -> Result<(), CheckError> {
     let mut inputs = problem.inputs.to_vec();
-    for (jitter, input) in jitter.iter().zip(&mut inputs) {
-        jitter.write(0, input.as_slice_mut().unwrap_or_default());
+    for (k, input) in inputs.iter_mut().enumerate() {
+        Jitter::new(repeat, k, 0).write(0, problem.input(k), input.as_slice_mut().unwrap_or_default());
     }
     let mut output = problem.poisoned_output();
     problem.forward(&inputs, &mut output, || None)?;
@@ -224,18 +251,20 @@ fn sample_against_f64<T: Element>(
     let mut expected = ArrayD::from_elem(output.raw_dim(), f64::NAN);
     caught(|| twin.forward(&exact, &mut expected)).map_err(|f| f.at(Call::unperturbed(Stage::Forward)))?;
     super::problem::check_shape("output in f64", output.shape(), expected.shape())?;
-    let error: Vec<f64> = output.iter().zip(&expected).map(|(y, expected)| y.to_f64() - expected).collect();
-    let sample = Sample { y: output.as_slice().unwrap_or_default().to_vec(), error };
-    add_sample(problem.width(), problem.dy(), &sample, sums);
+    let y = output.as_slice().unwrap_or_default();
+    let expected = expected.as_standard_layout();
+    let expected = expected.as_slice().unwrap_or_default();
+    add_sample(problem.width(), problem.dy(), y, |o| y[o].to_f64() - expected[o], sums);
     Ok(())
 }
 
-fn add_sample<T: Element>(width: usize, dy: &[T], sample: &Sample<T>, sums: &mut [RowSums]) {
-    let rows = sample.y.chunks(width).zip(sample.error.chunks(width)).zip(dy.chunks(width));
-    for (sums, ((y, error), dy)) in sums.iter_mut().zip(rows) {
+/// Adds the outputs of some rows, and the error of each.
+fn add_sample<T: Element>(width: usize, dy: &[T], y: &[T], error: impl Fn(usize) -> f64, sums: &mut [RowSums]) {
+    let rows = y.chunks(width).zip(dy.chunks(width)).enumerate();
+    for (sums, (row, (y, dy))) in sums.iter_mut().zip(rows) {
         let mut together = 0.0;
-        for ((y, error), dy) in y.iter().zip(error).zip(dy) {
-            let error = dy.to_f64() * error;
+        for (column, (y, dy)) in y.iter().zip(dy).enumerate() {
+            let error = dy.to_f64() * error(row * width + column);
             sums.each += error * error;
             sums.size += (dy.to_f64() * y.to_f64()).powi(2);
             together += error;

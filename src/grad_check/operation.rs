@@ -75,8 +75,8 @@ pub trait Operation<T: Element>: Sync {
     /// Computes a block of consecutive rows of the output, with the same bits as [`forward`](Self::forward).
     ///
     /// Of an input declared [`Locality::Rows`] the slice holds the elements of `rows` alone, of any other the whole
-    /// input; `output` holds the elements of `rows`. An operation that answers with `Some` is checked far faster: a block
-    /// stays in cache while all of its columns are perturbed in turn. By default `None`: it cannot be run so.
+    /// input; `output` holds the elements of `rows`. An operation that answers with `Some` is checked far faster: a
+    /// block stays in cache while all of its columns are perturbed in turn. By default `None`: it cannot be run so.
     fn forward_rows(&self, rows: Range<usize>, inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
         let _ = (rows, inputs, output);
         None
@@ -87,12 +87,27 @@ pub trait Operation<T: Element>: Sync {
         None
     }
 
-    /// Whether all rows are treated alike, so that permuting them permutes the results, bit for bit; it is then checked.
+    /// What the terms of each gradient amount to before they cancel: of an input in rows one number for each row, the
+    /// greatest of its components; of any other input one for each component; of an input of which nothing is known
+    /// none.
+    ///
+    /// A right gradient is off by some roundings of that size. Where the exact gradient is 0 because its terms cancel,
+    /// a difference quotient shows that it is, and what rounding leaves of the analytic one would look like an error;
+    /// and where a row is ill conditioned, a gradient of lower precision is no better than its roundings. By default
+    /// nothing is known. [`layer_norm_terms`](super::layer_norm_terms) has those of LayerNorm.
+    fn gradient_terms(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Vec<Vec<f64>> {
+        let _ = (inputs, dy);
+        Vec::new()
+    }
+
+    /// Whether all rows are treated alike, so that permuting them permutes the results, bit for bit; it is then
+    /// checked.
     fn rows_are_alike(&self) -> bool {
         false
     }
 
-    /// Equations that the gradients satisfy whatever the numbers are, for the results of one backward; they are checked.
+    /// Equations that the gradients satisfy whatever the numbers are, for the results of one backward; they are
+    /// checked.
     ///
     /// [`layer_norm_identities`](super::layer_norm_identities) has those of LayerNorm.
     fn identities(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &[ArrayD<T>]) -> Vec<Identity> {

@@ -65,7 +65,8 @@ impl<'a> Picture<'a> {
         let count = 1 + found.count();
         let value = self.analytic[first];
         Some(format!(
-            "{count} components of the analytic gradient are not finite: the first, in row {row}, column {column}, is {value}"
+            "{count} components of the analytic gradient are not finite: the first, in row {row}, column {column}, \
+             is {value}"
         ))
     }
 
@@ -228,10 +229,13 @@ impl<'a> Picture<'a> {
     /// Which columns hold the wrong components, if not all do.
     fn columns(&self) -> Option<String> {
         let len = self.row_len;
-        if self.rows() < 2 || self.bad.len() <= SHOWN || self.bad.first()? / len == self.bad.last()? / len {
+        // What is not finite was named already, and may lie elsewhere.
+        let wrong: Vec<usize> =
+            self.bad.iter().copied().filter(|&element| self.analytic[element].is_finite()).collect();
+        if self.rows() < 2 || wrong.len() <= SHOWN || wrong.first()? / len == wrong.last()? / len {
             return None;
         }
-        let mut columns: Vec<usize> = self.bad.iter().map(|element| element % len).collect();
+        let mut columns: Vec<usize> = wrong.iter().map(|element| element % len).collect();
         columns.sort_unstable();
         columns.dedup();
         let (first, last) = (*columns.first()?, *columns.last()?);

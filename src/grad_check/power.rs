@@ -77,16 +77,20 @@ pub(super) fn measure(judge: &Judge, x: &dyn Fn(usize) -> f64, analytic: &[f64],
     let row_len = judge.row_len();
     let rows = analytic.len() / row_len;
     let mut power = Power { scale: f64::INFINITY, element: 0.0, mutants: Vec::new() };
+    // The least error of scale that is more than what is accepted.
+    let mut beyond_tolerance = f64::INFINITY;
     judge.components(analytic, measured, |_, component| {
-        let least = component.floor.max(component.tolerance);
-        power.scale = power.scale.min(least / component.numeric.abs());
+        let size = component.numeric.abs();
+        power.scale = power.scale.min(component.least_seen() / size);
+        beyond_tolerance = beyond_tolerance.min(component.tolerance.max(component.rounding) / size);
     });
     for row in 0..rows {
         let row = row * row_len..(row + 1) * row_len;
         let size = rms(&measured.numeric[row.clone()]);
-        judge.components_of(&analytic[row.clone()], &measured.numeric[row.clone()], &measured.floor[row], |_, c| {
+        let (start, parts) = (row.start, [analytic, &measured.numeric, &measured.floor].map(|all| &all[row.clone()]));
+        judge.components_of(start, analytic.len(), parts[0], parts[1], parts[2], |_, component| {
             if size > 0.0 {
-                power.element = power.element.max(c.floor.max(c.tolerance) / size);
+                power.element = power.element.max(component.least_seen() / size);
             }
         });
     }
@@ -110,7 +114,7 @@ pub(super) fn measure(judge: &Judge, x: &dyn Fn(usize) -> f64, analytic: &[f64],
     if row_len > 1 {
         let factor = row_len as f64 / (row_len - 1) as f64;
         let caught = power.scale < factor - 1.0;
-        let required = factor - 1.0 > 2.0 * judge.tolerance().rtol;
+        let required = factor - 1.0 > 2.0 * beyond_tolerance;
         power.mutants.push(Mutant { name: "n - 1 for n".to_owned(), caught, required });
     }
     power
@@ -139,8 +143,8 @@ fn spoil_row(
     spoil(&mut spoiled, &x);
     let least = 1e-2 * rms(given);
     let mut outcome = Outcome { caught: false, differs: false };
-    let (numeric, floor) = (&measured.numeric[range.clone()], &measured.floor[range]);
-    judge.components_of(&spoiled, numeric, floor, |column, component| {
+    let (numeric, floor) = (&measured.numeric[range.clone()], &measured.floor[range.clone()]);
+    judge.components_of(range.start, analytic.len(), &spoiled, numeric, floor, |column, component| {
         outcome.caught |= component.verdict() >= Verdict::Wrong;
         outcome.differs |= (spoiled[column] - given[column]).abs() > least;
     });

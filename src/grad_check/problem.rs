@@ -88,6 +88,11 @@ impl<'a, T: Element> Problem<'a, T> {
         self.forwarded.load(Ordering::Relaxed).div_ceil(self.rows.max(1) as u64)
     }
 
+    /// Whether the caller asked for the end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.progress.is_stopped()
+    }
+
     /// Announces work, for the progress bar.
     pub(super) fn expect_forwards(&self, forwards: u64) {
         self.progress.expect(forwards);
@@ -146,14 +151,22 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(able)
     }
 
-    /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few that
-    /// there is work for some threads. It depends on the shape alone.
+    /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few
+    /// that there is work for some threads, but enough to be worth a call. It depends on the shape alone.
     pub(super) fn block_rows(&self) -> usize {
         /// Bytes of one of the four arrays.
         const BYTES: usize = 1 << 16;
         /// Blocks that a small input is cut into.
         const BLOCKS: usize = 16;
-        (BYTES / (self.width() * size_of::<T>())).clamp(1, self.rows.div_ceil(BLOCKS).max(1))
+        /// Elements that are worth a call.
+        const WORTH: usize = 1 << 11;
+        /// Operations like to take several rows together: a block has a multiple of as many, where they are short.
+        const TOGETHER: usize = 8;
+        let width = self.width();
+        let few = self.rows.div_ceil(BLOCKS).max(WORTH.div_ceil(width));
+        let rows = (BYTES / (width * size_of::<T>())).clamp(1, few);
+        let rows = if rows < TOGETHER / 2 { rows } else { rows.next_multiple_of(TOGETHER) };
+        rows.min(self.rows.max(1))
     }
 
     /// All blocks of rows, in order.
@@ -164,21 +177,24 @@ impl<'a, T: Element> Problem<'a, T> {
 
     /// Runs the operation backward on `inputs`, into buffers that are poisoned with NaN.
     pub(super) fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Result<Vec<ArrayD<T>>, CheckError> {
-        self.backward_into(inputs, dy, f64::NAN)
+        let poison = T::from_f64(f64::NAN);
+        self.backward_into(inputs, dy, |shape| ArrayD::from_elem(IxDyn(shape), poison))
     }
 
-    /// The same, into buffers that hold something else before.
+    /// The same, into buffers that `buffer` makes.
     pub(super) fn backward_into(
         &self,
         inputs: &[ArrayD<T>],
         dy: &ArrayD<T>,
-        poison: f64,
+        buffer: impl Fn(&[usize]) -> ArrayD<T>,
     ) -> Result<Vec<ArrayD<T>>, CheckError> {
-        let poison = T::from_f64(poison);
-        let mut gradients: Vec<_> =
-            self.declared.iter().map(|input| ArrayD::from_elem(IxDyn(&input.shape), poison)).collect();
+        let mut gradients: Vec<_> = self.declared.iter().map(|input| buffer(&input.shape)).collect();
         caught(|| self.operation.backward(inputs, dy, &mut gradients))
             .map_err(|failure| failure.at(Call::unperturbed(Stage::Backward)))?;
+        if gradients.len() != self.declared.len() {
+            let (expected, found) = (self.declared.len(), gradients.len());
+            return Err(CheckError::Count { argument: "gradients", expected, found });
+        }
         for (gradient, input) in gradients.iter_mut().zip(&self.declared) {
             tidy(gradient, &format!("gradient of {}", input.name), &input.shape)?;
         }

@@ -27,12 +27,15 @@ impl Progress {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Forwards that the check expects to need in all; it grows where components need a second look.
+    /// Forwards that the check expects to need in all, as soon as it has begun; components that need a second look come
+    /// on top of it.
     pub fn expected(&self) -> u64 {
-        self.expected.load(Ordering::Relaxed)
+        self.expected.load(Ordering::Relaxed).max(self.done())
     }
 
-    /// Asks the check to end soon, with [`CheckError::Stopped`](super::CheckError::Stopped).
+    /// Asks the check to end soon, with a report on what was found until then: its
+    /// [`stopped`](super::Report::stopped) is set, and it never passes. (A sweep ends with
+    /// [`CheckError::Stopped`](super::CheckError::Stopped).)
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }

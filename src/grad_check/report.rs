@@ -4,8 +4,7 @@ use ndarray::ArrayD;
 
 use super::Mode;
 use super::error::Stage;
-#[cfg(feature = "cli")]
-use super::operation::Input;
+use super::judge::Judge;
 use super::operation::Locality;
 use super::power::Power;
 use super::step::Step;
@@ -16,8 +15,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// What a check found.
 ///
-/// Its text form starts with the two lines of the notebook, then the verdict. No field depends on time or on the number
-/// of threads: the same check gives the same report, bit for bit.
+/// Its text form starts with the two lines of the notebook, then the verdict. No field but [`timing`](Self::timing),
+/// which must be asked for, depends on time or on the number of threads: the same check gives the same report, bit for
+/// bit.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -34,10 +34,13 @@ pub struct Report {
     pub step: Step,
     /// The greatest `|analytic - numeric|` over all components of all inputs.
     pub max_abs_diff: f64,
-    /// [`max_abs_diff`](Self::max_abs_diff) over the greatest `|analytic| + |numeric|`, plus 1e-22. A headline, never the verdict.
+    /// [`max_abs_diff`](Self::max_abs_diff) over the greatest `|analytic| + |numeric|`, plus 1e-22. A headline, never
+    /// the verdict.
     pub relative_diff: f64,
     /// The worst of what follows.
     pub verdict: Verdict,
+    /// Whether the check was asked to end before it had come to its end ([`Progress::stop`](super::Progress::stop)).
+    pub stopped: bool,
     /// Why the verdict is not `Passed`, in words.
     pub reasons: Vec<String>,
     /// What was accepted.
@@ -54,6 +57,27 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// A line that repeats the check, if whoever ran it gave one.
     pub repeat: Option<String>,
+    /// How long it took, where that was asked for ([`GradCheck::timed`](super::GradCheck::timed)).
+    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    pub timing: Option<Timing>,
+}
+
+/// How long a check took, and what plain forwards of the whole input take on the same threads, measured in the same
+/// run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Timing {
+    /// Seconds of the whole check.
+    pub seconds: f64,
+    /// Seconds of one forward of the whole input: the median of some before and some after the check.
+    pub forward_seconds: f64,
+    /// Forwards, and backwards, that the mode takes by definition. For `R` rows of `C` columns in mode `local`: `4 C`
+    /// for the differences and their truncation, 4 for each parameter, `4 ceil(log2 R)` to verify the independence of
+    /// the rows. Pilots, second looks, the noise and the other exact checks are not among them.
+    pub forwards: u64,
+    /// The seconds of the check over those of the forwards.
+    pub ratio: f64,
 }
 
 /// A property that holds exactly or not at all.
@@ -102,6 +126,8 @@ pub struct InputReport {
     pub worst: Option<Worst>,
     /// How many components were not looked at one by one, but along [`directions`](Self::directions) alone.
     pub not_looked_at: usize,
+    /// How many components had a step so small that it changed nothing.
+    pub without_step: usize,
     /// The slopes along random directions of the whole input; none where every component was looked at.
     pub directions: Vec<Direction>,
     /// What the wrong components have in common, in words.
@@ -115,14 +141,16 @@ pub struct InputReport {
     /// Every component.
     #[cfg_attr(feature = "cli", serde(skip))]
     pub components: Components,
+    /// What each component was judged by.
+    #[cfg_attr(feature = "cli", serde(skip))]
+    pub(super) judge: Judge,
 }
 
 impl InputReport {
     /// Components in a row, which are judged by one scale.
     #[cfg(feature = "cli")]
     pub(super) fn row_len(&self) -> usize {
-        let (name, shape, locality) = (String::new(), self.shape.clone(), self.locality);
-        Input { name, shape, locality }.row_len()
+        self.judge.row_len()
     }
 }
 
@@ -200,7 +228,7 @@ pub struct Worst {
     pub index: Vec<usize>,
     /// Its verdict.
     pub verdict: Verdict,
-    /// Where a component that is invalid went wrong.
+    /// Where a component that is invalid, or that had no step, went wrong.
     pub stage: Option<Stage>,
     /// The input's value there.
     pub x: f64,
@@ -212,6 +240,8 @@ pub struct Worst {
     pub floor: f64,
     /// The greatest error that is accepted.
     pub tolerance: f64,
+    /// What rounding may leave of the gradient under test where it should be 0; 0 where the operation does not say.
+    pub rounding: f64,
     /// `|analytic - numeric| / floor`.
     pub floors: f64,
     /// The step of the difference quotient.

@@ -2,17 +2,18 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ndarray::ArrayD;
 
+use super::clock::Clock;
 use super::error::CheckError;
 use super::judge::nan_max;
-use super::noise::Noise;
 use super::operation::Operation;
 use super::problem::{Problem, check_count, check_shape};
 use super::progress::Progress;
 use super::report::{Check, InputReport, Report, SCHEMA_VERSION};
-use super::session::Session;
+use super::session::{Findings, Session};
 use super::step::Step;
 use super::verdict::{Tolerance, Verdict};
 use crate::Element;
@@ -22,15 +23,16 @@ use crate::Element;
 #[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Mode {
-    /// `Local` where rows or columns are declared independent; `Exhaustive` where that is affordable; else `Directional` and
-    /// a sample of the components, spread evenly. What stays inconclusive is measured again by `Line`.
+    /// `Local` where rows or columns are declared independent; `Exhaustive` where that is affordable; else
+    /// `Directional` and a sample of the components, spread evenly. What stays inconclusive is measured again by
+    /// `Line`.
     Auto,
     /// Every component of every input, one at a time: two forwards of the whole input each, and as many again for the
     /// truncation. Any operation.
     Exhaustive,
-    /// Every component of inputs whose rows or columns are declared independent, a column of all rows at once, after that
-    /// declaration has been verified: two forwards for each column, and as many again for the truncation. Inputs of
-    /// which nothing is declared are checked exhaustively.
+    /// Every component of inputs whose rows or columns are declared independent, a column of all rows at once, after
+    /// that declaration has been verified: two forwards for each column, and as many again for the truncation. Inputs
+    /// of which nothing is declared are checked exhaustively.
     Local,
     /// A few random directions of each input: four forwards each, whatever the number of components.
     Directional,
@@ -105,13 +107,14 @@ pub struct GradCheck {
     rtol: Option<f64>,
     budget: Option<Budget>,
     repeat: Option<String>,
+    timed: bool,
     progress: Arc<Progress>,
 }
 
 impl Default for GradCheck {
     fn default() -> Self {
         let (mode, step) = (Mode::Auto, Step::Balanced);
-        Self { mode, step, atol: None, rtol: None, budget: None, repeat: None, progress: Arc::default() }
+        Self { mode, step, atol: None, rtol: None, budget: None, repeat: None, timed: false, progress: Arc::default() }
     }
 }
 
@@ -163,6 +166,14 @@ impl GradCheck {
         self
     }
 
+    /// Adds to the report how long the check took, and how that compares with plain forwards; by default the report
+    /// depends on nothing but what is checked.
+    #[must_use]
+    pub fn timed(mut self) -> Self {
+        self.timed = true;
+        self
+    }
+
     /// Reports how far the check has come, and lets another thread end it.
     #[must_use]
     pub fn progress(mut self, progress: Arc<Progress>) -> Self {
@@ -185,7 +196,8 @@ impl GradCheck {
         self.judge_all(&problem, None)
     }
 
-    /// Judges gradients that were computed elsewhere, one for each input or `None`, against differences of the operation.
+    /// Judges gradients that were computed elsewhere, one for each input or `None`, against differences of the
+    /// operation.
     ///
     /// # Errors
     ///
@@ -246,23 +258,26 @@ impl GradCheck {
             return Err(CheckError::Setting { setting: "mode line", expected: "the operation's own backward", found });
         }
         let (mode, step, tolerance, budget) = (self.mode, self.step, self.tolerance::<T>(), self.budget);
-        let session = Session { problem, mode, step, tolerance, budget, own_backward };
+        let counted = AtomicU64::new(0);
+        let session = Session { problem, mode, step, tolerance, budget, own_backward, counted };
+        let mut clock = if self.timed { Some(Clock::start(problem)?) } else { None };
         let findings = session.run(given)?;
-        Ok(self.report(problem, &findings.noise, tolerance, findings.inputs, findings.checks))
+        if let Some(clock) = &mut clock {
+            clock.stop(problem)?;
+        }
+        let forwards = session.counted.into_inner();
+        let report = self.report(problem, tolerance, findings);
+        Ok(Report { timing: clock.map(|clock| clock.timing(forwards)), ..report })
     }
 
-    fn report<T: Element>(
-        &self,
-        problem: &Problem<'_, T>,
-        noise: &Noise,
-        tolerance: Tolerance,
-        inputs: Vec<InputReport>,
-        checks: Vec<Check>,
-    ) -> Report {
+    fn report<T: Element>(&self, problem: &Problem<'_, T>, tolerance: Tolerance, findings: Findings) -> Report {
+        let Findings { noise, inputs, checks, stopped } = findings;
         let greatest = |of: fn(&InputReport) -> f64| inputs.iter().map(of).fold(0.0, nan_max);
         let max_abs_diff = if inputs.is_empty() { f64::NAN } else { greatest(|input| input.max_abs_diff) };
         let max_magnitude = greatest(|input| input.max_magnitude);
-        let nothing = if inputs.is_empty() { Verdict::Inconclusive } else { Verdict::Passed };
+        let nothing = if inputs.is_empty() || stopped { Verdict::Inconclusive } else { Verdict::Passed };
+        let forwards = problem.forwards();
+        let early = stopped.then(|| format!("stopped after {forwards} forwards: this is what was found until then"));
         let failed = checks.iter().filter(|check| !check.holds).map(|_| Verdict::Wrong);
         Report {
             schema_version: SCHEMA_VERSION,
@@ -274,14 +289,20 @@ impl GradCheck {
             // The notebook's own formula.
             relative_diff: max_abs_diff / (max_magnitude + 1e-22),
             verdict: inputs.iter().map(|input| input.verdict).chain(failed).fold(nothing, Verdict::max),
-            reasons: inputs.iter().flat_map(reasons).chain(checks.iter().filter_map(broken)).collect(),
+            stopped,
+            reasons: early
+                .into_iter()
+                .chain(inputs.iter().flat_map(reasons))
+                .chain(checks.iter().filter_map(broken))
+                .collect(),
             tolerance,
             kappa: noise.kappa,
             kappa_against_f64: noise.against_f64,
-            forwards: problem.forwards(),
+            forwards,
             inputs,
             checks,
             repeat: self.repeat.clone(),
+            timing: None,
         }
     }
 }
@@ -309,13 +330,20 @@ fn reasons(input: &InputReport) -> Vec<String> {
     let power = input.power.iter().flat_map(|power| &power.mutants);
     let survivors: Vec<_> =
         power.filter(|mutant| mutant.required && !mutant.caught).map(|mutant| &mutant.name[..]).collect();
-    say(counts.invalid, "are not finite, or their step changed nothing");
+    say(counts.invalid, "are not finite");
     say(counts.wrong, "differ by more than the noise and the tolerance");
-    say(counts.inconclusive, "cannot be certified: the noise is above the tolerance, or the loss does not see them");
+    say(input.without_step, "cannot be certified: their step is so small that x + step and x - step are one number");
+    say(
+        counts.inconclusive - input.without_step,
+        "cannot be certified: the noise is above the tolerance, or the loss does not see them",
+    );
     if !survivors.is_empty() {
         reasons.push(format!("{name}: the check would not have seen: {}", survivors.join(", ")));
     }
     reasons.extend(input.patterns.iter().map(|pattern| format!("{name}: {pattern}")));
+    if input.not_looked_at > 0 && input.directions.is_empty() {
+        reasons.push(format!("{name}: {} of {total} components were not looked at", input.not_looked_at));
+    }
     if total == 0 {
         reasons.push(format!("{name}: has no elements, so there is nothing to compare"));
     } else if input.blind {

@@ -8,8 +8,8 @@ use crate::Element;
 pub enum Step {
     /// This step for every component: the notebook's `eps`.
     Fixed(f64),
-    /// For each component `cbrt(3 sigma h / M3)`, where `sigma h` is the noise of the loss and `M3` the third derivative
-    /// that a pilot pair of differences shows; rounded to a power of two, so that adding it is exact.
+    /// For each component `cbrt(3 sigma h / M3)`, where `sigma h` is the noise of the loss and `M3` the third
+    /// derivative that a pilot pair of differences shows; rounded to a power of two, so that adding it is exact.
     Balanced,
 }
 
@@ -18,16 +18,18 @@ pub(super) fn nearest_power_of_two(value: f64) -> f64 {
     value.log2().round().clamp(-1000.0, 1000.0).exp2()
 }
 
-/// The step at which `3 T = 3/2 sigma`, where the error of a central difference is least, from what was found at `step`.
+/// The step at which `3 T = 3/2 sigma`, where the error of a central difference is least, from what was found at
+/// `step`.
 ///
-/// A truncation below the noise cannot be told from noise: it counts as noise, so a step grows by no more than a factor.
+/// A truncation below the noise cannot be told from noise: it counts as noise, so a step grows by no more than a
+/// factor.
 pub(super) fn balanced(step: f64, sigma: f64, truncation: f64) -> f64 {
     let third_derivative = 6.0 * truncation.max(sigma) / (step * step);
     (3.0 * sigma * step / third_derivative).cbrt()
 }
 
-/// The step for another look at a difference that was not sharp enough: where truncation cannot be seen, a larger one, since
-/// noise falls with it.
+/// The step for another look at a difference that was not sharp enough: where truncation cannot be seen, a larger one,
+/// since noise falls with it.
 pub(super) fn sharper(step: f64, sigma: f64, truncation: f64) -> f64 {
     nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step })
 }

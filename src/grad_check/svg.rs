@@ -181,7 +181,8 @@ fn wrapped(words: &str, letters: usize) -> Vec<String> {
 }
 
 impl InputReport {
-    /// A heat map of `|analytic - numeric| / floor`, one cell for each component, or for the worst of several.
+    /// A heat map of `|analytic - numeric|`, in units of what is allowed: the floor or, where it is greater, the
+    /// tolerance. One cell for each component, or for the worst of several.
     ///
     /// # Errors
     ///
@@ -201,11 +202,13 @@ impl InputReport {
     {
         let cells = Cells::of(self).ok_or("there is no component to draw")?;
         root.fill(&WHITE)?;
-        let title = format!("{} {:?}: |analytic - numeric| / floor, {}", self.name, self.shape, self.verdict);
-        let words = self.patterns.first().cloned().unwrap_or_else(|| match self.verdict {
-            Verdict::Passed => "within a floor of each other, or within the tolerance".to_owned(),
-            verdict => verdict.to_string(),
-        });
+        let title = format!("Gradient of {} {:?}: {}", self.name, self.shape, self.verdict);
+        let unit = "|analytic - numeric| / max(floor, tolerance)";
+        let words = match (self.patterns.first(), self.verdict) {
+            (Some(pattern), _) => format!("{unit}; {pattern}"),
+            (None, Verdict::Passed) => format!("{unit}; all within what is allowed"),
+            (None, _) => unit.to_owned(),
+        };
         draw_words(root, &title, &words)?;
         let (map, legend) = root.margin(84, 6, 6, 16).split_horizontally(720);
         let mut chart = ChartBuilder::on(&map)
@@ -225,7 +228,7 @@ impl InputReport {
             .y_label_formatter(&whole_number)
             .draw()?;
         chart.draw_series(
-            cells.rectangles().map(|(corners, floors)| Rectangle::new(corners, colour(floors).filled())),
+            cells.rectangles().map(|(corners, excess)| Rectangle::new(corners, colour(excess).filled())),
         )?;
         draw_legend(&legend)?;
         root.present()?;
@@ -238,13 +241,14 @@ fn whole_number(value: &f64) -> String {
     if value.fract() == 0.0 { format!("{value:.0}") } else { String::new() }
 }
 
-/// The greatest `|analytic - numeric| / floor` of each cell; NaN where it is not finite, negative where nobody looked.
+/// The greatest difference of each cell in units of what is allowed; NaN where it is not finite, negative where nobody
+/// looked, or where the step changed nothing.
 struct Cells {
     rows: usize,
     width: usize,
     down: usize,
     across: usize,
-    floors: Vec<f64>,
+    excess: Vec<f64>,
 }
 
 impl Cells {
@@ -256,33 +260,33 @@ impl Cells {
             return None;
         }
         let (down, across) = (rows.min(CELLS), width.min(CELLS));
-        let mut floors = vec![-1.0_f64; down * across];
-        let each = components.analytic.iter().zip(&components.numeric).zip(&components.floor);
-        for (element, ((analytic, numeric), floor)) in each.enumerate() {
-            if *floor == f64::INFINITY {
-                continue;
+        let mut excess = vec![-1.0_f64; down * across];
+        let parts = [&components.analytic, &components.numeric, &components.floor];
+        let [analytic, numeric, floor] = parts.map(|array| array.as_slice().unwrap_or_default());
+        input.judge.components_of(0, analytic.len(), analytic, numeric, floor, |element, component| {
+            if component.is_without_step() {
+                return;
             }
             let (row, column) = (element / width, element % width);
-            let cell = &mut floors[row * down / rows * across + column * across / width];
-            let difference = (analytic - numeric).abs();
-            let ratio = if difference == 0.0 { 0.0 } else { difference / floor };
-            *cell = if ratio.is_nan() || cell.is_nan() { f64::NAN } else { cell.max(ratio) };
-        }
-        Some(Self { rows, width, down, across, floors })
+            let cell = &mut excess[row * down / rows * across + column * across / width];
+            let invalid = component.verdict() == Verdict::Invalid || cell.is_nan();
+            *cell = if invalid { f64::NAN } else { cell.max(component.excess()) };
+        });
+        Some(Self { rows, width, down, across, excess })
     }
 
     fn rectangles(&self) -> impl Iterator<Item = ([(f64, f64); 2], f64)> {
-        self.floors.iter().enumerate().map(|(cell, &floors)| {
+        self.excess.iter().enumerate().map(|(cell, &excess)| {
             let (row, column) = (cell / self.across, cell % self.across);
             let x = |column: usize| (column * self.width) as f64 / self.across as f64;
             let y = |row: usize| (row * self.rows) as f64 / self.down as f64;
-            ([(x(column), y(row)), (x(column + 1), y(row + 1))], floors)
+            ([(x(column), y(row)), (x(column + 1), y(row + 1))], excess)
         })
     }
 }
 
-/// Pale blues up to one floor, then yellow to dark red; black is not finite, grey was not looked at.
-fn colour(floors: f64) -> RGBColor {
+/// Pale blues up to what is allowed, then yellow to dark red; black is not finite, grey was not looked at.
+fn colour(excess: f64) -> RGBColor {
     const STOPS: [(f64, [f64; 3]); 6] = [
         (-2.0, [247.0, 250.0, 253.0]),
         (-1.0, [218.0, 230.0, 243.0]),
@@ -291,13 +295,13 @@ fn colour(floors: f64) -> RGBColor {
         (1.0, [240.0, 120.0, 60.0]),
         (3.0, [128.0, 0.0, 32.0]),
     ];
-    if floors.is_nan() {
+    if excess.is_nan() {
         return BLACK;
     }
-    if floors < 0.0 {
+    if excess < 0.0 {
         return FAINT;
     }
-    let decades = floors.max(1e-300).log10();
+    let decades = excess.max(1e-300).log10();
     let after = STOPS.iter().position(|(stop, _)| decades < *stop);
     let [r, g, b] = match after {
         Some(0) => STOPS[0].1,
@@ -326,7 +330,7 @@ where
         let y = 20 + (f64::from(HEIGHT) * (high - f64::from(decade)) / (high - low)) as i32;
         let words = match decade {
             3 => "1000 or more".to_owned(),
-            0 => "1 floor".to_owned(),
+            0 => "1: allowed".to_owned(),
             _ => format!("{}", 10_f64.powi(decade)),
         };
         area.draw(&PathElement::new(vec![(44, y), (49, y)], INK))?;

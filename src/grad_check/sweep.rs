@@ -1,5 +1,5 @@
-//! The difference of the two gradients against the step: noise on the left, truncation on the right, and whatever does not
-//! change with the step is an error of the gradient.
+//! The difference of the two gradients against the step: noise on the left, truncation on the right, and whatever does
+//! not change with the step is an error of the gradient.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 
 use super::components::scales;
 use super::error::CheckError;
-use super::exhaustive::{Difference, Request, differences};
+use super::exhaustive::{Difference, Request, differences, output_noise};
 use super::noise;
 use super::operation::Operation;
 use super::run::GradCheck;
@@ -45,7 +45,8 @@ pub struct Sweep {
     pub best_step: f64,
     /// The noise times the step: noise falls with slope -1.
     pub noise: f64,
-    /// The truncation error over the square of the step, which it grows with (slope +2); 0 where it was never above the noise.
+    /// The truncation error over the square of the step, which it grows with (slope +2); 0 where it was never above the
+    /// noise.
     pub truncation: f64,
     /// What the curve says.
     pub conclusion: Conclusion,
@@ -117,6 +118,8 @@ impl GradCheck {
         for &step in &steps {
             requests.extend(elements.iter().map(|&element| Request { input, element, step }));
         }
+        let noise = output_noise(&problem, &noise)?;
+        problem.expect_forwards(4 * requests.len() as u64);
         let found = differences(&problem, &noise, &requests)?;
         let analytic: Vec<f64> = elements.iter().map(|&element| analytic[element].to_f64()).collect();
         let curve = found.chunks(elements.len().max(1)).map(|found| Rms::of(found, &analytic)).collect::<Vec<_>>();
@@ -224,12 +227,13 @@ impl Sweep {
                 "both gradients vanish within the noise: the loss does not see this input".to_owned()
             }
             Conclusion::Error => format!(
-                "the difference stays at {difference:.1e} whatever the step (slope 0), {:.1e} times what noise and truncation \
-                 explain: an error of the gradient",
+                "the difference stays at {difference:.1e} whatever the step (slope 0), {:.1e} times what noise and \
+                 truncation explain: an error of the gradient",
                 difference / floor
             ),
             Conclusion::Agrees if self.truncation == 0.0 => format!(
-                "the difference falls with the step (slope -1): noise alone, down to {difference:.1e} at {step:.0e}; no error is seen"
+                "the difference falls with the step (slope -1): noise alone, down to {difference:.1e} at {step:.0e}; \
+                 no error is seen"
             ),
             Conclusion::Agrees => format!(
                 "the difference falls (slope -1, noise), turns at about {step:.0e} and rises (slope +2, truncation): \

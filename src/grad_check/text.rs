@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use super::error::Stage;
 use super::power::Power;
-use super::report::{Check, InputReport, Report, Worst};
+use super::report::{Check, InputReport, Report, Timing, Worst};
 use super::verdict::Verdict;
 
 impl fmt::Display for Report {
@@ -16,6 +17,7 @@ impl fmt::Display for Report {
         }
         writeln!(formatter)?;
         writeln!(formatter, "{} in {}, mode {}, {} forwards", self.operation, self.element, self.mode, self.forwards)?;
+        self.timing.iter().try_for_each(|timing| write!(formatter, "{timing}"))?;
         let measure = if self.kappa_against_f64 { "against f64" } else { "from its own differences" };
         writeln!(formatter, "noise of the forward: {:.2} units of roundoff, measured {measure}", self.kappa)?;
         self.inputs.iter().try_for_each(|input| write!(formatter, "{input}"))?;
@@ -26,6 +28,18 @@ impl fmt::Display for Report {
             writeln!(formatter, "to repeat: {repeat}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Timing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seconds, forward_seconds, forwards, ratio } = self;
+        writeln!(
+            formatter,
+            "time: {seconds:.3} s, which is {ratio:.2} times {forwards} forwards of the whole input on these threads, \
+             of {:.3} ms each",
+            1e3 * forward_seconds
+        )
     }
 }
 
@@ -73,7 +87,7 @@ impl fmt::Display for Power {
             "  would have caught: a scale error of {:.2e} %, any single component off by {element:.1e} of its",
             100.0 * scale
         )?;
-        writeln!(formatter, " row's rms, {}", of(true))?;
+        writeln!(formatter, " row's rms,\n    {}", of(true))?;
         if mutants.iter().any(|mutant| !mutant.caught) {
             writeln!(formatter, "  would not have caught: {}", of(false))?;
         }
@@ -83,18 +97,31 @@ impl fmt::Display for Power {
 
 impl fmt::Display for Worst {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { index, verdict, x, analytic, numeric, floor, tolerance, floors, step, .. } = self;
+        let Self { index, verdict, x, analytic, numeric, floor, tolerance, rounding, step, .. } = self;
         write!(formatter, "  worst: {index:?} {verdict}")?;
         if let Some(stage) = self.stage {
             write!(formatter, " ({stage})")?;
         }
         writeln!(formatter, ": x {x:e}, analytic {analytic:e}, numeric {numeric:e}")?;
+        if self.stage == Some(Stage::Step) {
+            return writeln!(formatter, "    the step {step:e} changes nothing: x + step and x - step are one number");
+        }
+        let difference = (analytic - numeric).abs();
+        write!(formatter, "    they differ by {difference:.3e}")?;
+        if *verdict == Verdict::Wrong {
+            let allowed = floor.max(*tolerance).max(*rounding);
+            write!(formatter, ", {} times what is allowed", factor(difference / allowed))?;
+        }
         writeln!(
             formatter,
-            "    differ by {:.3e} = {floors:.3} floors; floor {floor:.3e}, tolerance {tolerance:.3e}, step {step:.3e}",
-            (analytic - numeric).abs()
+            "; accepted: up to {tolerance:.3e} (tolerance); seen: from {floor:.3e} (floor); step {step:.3e}"
         )
     }
+}
+
+/// A factor above one, in few digits.
+fn factor(value: f64) -> String {
+    if value < 1e4 { format!("{value:.1}") } else { format!("{value:.1e}") }
 }
 
 /// A number as Python prints it: the shortest digits that read back the same, with an exponent of at least two digits

@@ -1,8 +1,8 @@
 //! The four-way verdict on one component, and what it is judged by.
 //!
-//! A difference quotient `D` carries rounding noise of deviation `sigma` and a truncation error of about `T`. So
-//! `floor = 6 sigma + 2 T` is the least error of the analytic gradient `a` that it can show, and `tolerance` the greatest
-//! that is accepted. Where the floor exceeds the tolerance, agreement proves nothing.
+//! A difference quotient `D` carries rounding noise of deviation `sigma` and a truncation error of about `T`. So `floor
+//! = 6 sigma + 2 T` is the least error of the analytic gradient `a` that it can show, and `tolerance` the greatest that
+//! is accepted. Where the floor exceeds the tolerance, agreement proves nothing.
 
 use std::fmt;
 
@@ -12,11 +12,12 @@ use std::fmt;
 pub enum Verdict {
     /// The analytic gradient agrees with the numeric one, which was sharp enough to show an error.
     Passed,
-    /// The numeric gradient is not sharp enough, or the loss does not see the operation: nothing is certified.
+    /// The numeric gradient is not sharp enough, its step changed nothing, or the loss does not see the operation:
+    /// nothing is certified.
     Inconclusive,
     /// The analytic gradient differs by more than the noise and by more than the tolerance.
     Wrong,
-    /// A NaN, an infinity, or a step that changed nothing.
+    /// A NaN or an infinity.
     Invalid,
 }
 
@@ -69,9 +70,12 @@ impl Tolerance {
 /// row's size: a gradient is a sum of a few terms, each of which may be some times greater than their sum.
 pub(super) const GRANTED_ROUNDINGS: f64 = 64.0;
 
-/// The same for each time that the values of a row are larger than they vary: in a lower precision their mean was rounded
-/// as they are, and differences from it are no better.
-pub(super) const GRANTED_ROUNDINGS_FAR: f64 = 16.0;
+/// The roundings that any gradient is granted, in units of its unit roundoff and of what its terms amount to before
+/// they cancel, where that is known.
+pub(super) const ROUNDINGS_OF_TERMS: f64 = 8.0;
+
+/// The floor of a component whose step changed nothing: no error would show.
+pub(super) const NO_STEP: f64 = f64::MAX;
 
 /// One component: the two gradients and how far they may lie apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,6 +84,8 @@ pub(super) struct Component {
     pub(super) numeric: f64,
     pub(super) floor: f64,
     pub(super) tolerance: f64,
+    /// What rounding may leave of the analytic gradient where it should be 0; 0 where that is unknown.
+    pub(super) rounding: f64,
 }
 
 impl Component {
@@ -89,20 +95,34 @@ impl Component {
 
     pub(super) fn verdict(&self) -> Verdict {
         let difference = self.difference();
-        if !(difference.is_finite() && self.floor.is_finite()) {
+        if self.is_without_step() {
+            Verdict::Inconclusive
+        } else if !(difference.is_finite() && self.floor.is_finite()) {
             Verdict::Invalid
-        } else if difference > self.floor && difference > self.tolerance {
+        } else if difference > self.least_seen() {
             Verdict::Wrong
-        } else if self.floor > self.tolerance {
+        } else if self.floor > self.tolerance || difference > self.tolerance {
             Verdict::Inconclusive
         } else {
             Verdict::Passed
         }
     }
 
-    /// Whether both gradients vanish within ten floors, so that a wrong one could not be told from a right one.
+    /// The least difference that is called an error.
+    pub(super) fn least_seen(&self) -> f64 {
+        self.floor.max(self.tolerance).max(self.rounding)
+    }
+
+    /// Whether the step was so small that it changed nothing, of a gradient that is a number.
+    pub(super) fn is_without_step(&self) -> bool {
+        self.floor == NO_STEP && self.analytic.is_finite()
+    }
+
+    /// Whether both gradients vanish within ten floors, or within rounding, so that a wrong one could not be told from
+    /// a right one.
     pub(super) fn is_blind(&self) -> bool {
-        self.analytic.abs() <= 10.0 * self.floor && self.numeric.abs() <= 10.0 * self.floor
+        let least = self.rounding.max(10.0 * self.floor);
+        self.analytic.abs() <= least && self.numeric.abs() <= least
     }
 
     /// The difference in units of what is allowed; greatest for what cannot be compared at all.
@@ -111,7 +131,7 @@ impl Component {
         if difference == 0.0 {
             0.0
         } else {
-            let excess = difference / self.floor.max(self.tolerance);
+            let excess = difference / self.least_seen();
             if excess.is_nan() { f64::INFINITY } else { excess }
         }
     }
@@ -122,7 +142,7 @@ mod tests {
     use super::*;
 
     fn verdict(analytic: f64, numeric: f64, floor: f64, tolerance: f64) -> Verdict {
-        Component { analytic, numeric, floor, tolerance }.verdict()
+        Component { analytic, numeric, floor, tolerance, rounding: 0.0 }.verdict()
     }
 
     #[test]
@@ -141,6 +161,20 @@ mod tests {
     fn a_floor_above_the_tolerance_certifies_nothing() {
         assert_eq!(verdict(1.0, 1.0, 1e-2, 1e-6), Verdict::Inconclusive);
         assert_eq!(verdict(1.0, 1.009, 1e-2, 1e-6), Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn what_rounding_may_leave_is_neither_accused_nor_passed() {
+        let component = |analytic| Component { analytic, numeric: 0.0, floor: 0.0, tolerance: 0.0, rounding: 1e-13 };
+        assert_eq!(component(5e-14).verdict(), Verdict::Inconclusive);
+        assert_eq!(component(2e-13).verdict(), Verdict::Wrong);
+        assert!(component(5e-14).is_blind() && !component(2e-13).is_blind());
+    }
+
+    #[test]
+    fn a_step_that_changed_nothing_certifies_nothing() {
+        assert_eq!(verdict(1.0, f64::NAN, NO_STEP, 1e-6), Verdict::Inconclusive);
+        assert_eq!(verdict(f64::NAN, f64::NAN, NO_STEP, 1e-6), Verdict::Invalid);
     }
 
     #[test]

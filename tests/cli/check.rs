@@ -223,11 +223,56 @@ fn where_nothing_can_be_seen_it_is_inconclusive() {
         "check --x x.npy --g zeros.npy",
         // Differences in f32 with a step far too small.
         "check --dtype f32 --eps 1e-6",
+        // Steps that change nothing.
+        "check --eps 1e-20",
+        "check --dtype f32 --eps 1e-9 --mode local --affine",
     ] {
         let run = folder.run(line);
         assert_eq!(code(&run), 3, "{line}: {}", run.stdout);
         assert!(run.stdout.contains("verdict: inconclusive"), "{line}: {}", run.stdout);
+        let no_step = run.stdout.contains("their step is so small that x + step and x - step are one number");
+        assert_eq!(no_step, line.contains("e-20") || line.contains("e-9"), "{line}: {}", run.stdout);
     }
+}
+
+/// The exact dx and dgamma of rows of one element are 0. What rounding leaves of them in f64 is no error; what a bug
+/// leaves is.
+#[test]
+fn what_rounding_leaves_of_a_gradient_that_cancels_is_not_called_an_error() {
+    let folder = Folder::new();
+    let x: Vec<f64> = (0..40).map(|row| (f64::from(row) * 1.3).sin()).collect();
+    let g: Vec<f64> = (0..40).map(|row| (f64::from(row) * 0.7).cos()).collect();
+    folder.array("x.npy", &[40, 1], &x).array("g.npy", &[40, 1], &g).array("dbeta.npy", &[1], &[g.iter().sum::<f64>()]);
+    let dx = |size: f64| x.iter().map(|x| size * x).collect::<Vec<f64>>();
+    let line = "check --x x.npy --g g.npy --dx dx.npy --dgamma dgamma.npy --dbeta dbeta.npy";
+    folder.array("dx.npy", &[40, 1], &dx(1e-14)).array("dgamma.npy", &[1], &[2.6e-14]);
+    let run = folder.run(line);
+    assert_eq!(code(&run), 3, "{}", run.stdout);
+    assert!(run.stdout.contains("gamma: the loss does not see it"), "{}", run.stdout);
+    folder.array("dgamma.npy", &[1], &[1e-9]);
+    assert_eq!(code(&folder.run(line)), 1);
+    folder.array("dgamma.npy", &[1], &[2.6e-14]).array("dx.npy", &[40, 1], &dx(1e-9));
+    assert_eq!(code(&folder.run(line)), 1);
+}
+
+/// In f32 a row far from zero has lost digits of its own, which excuse no error of another row.
+#[test]
+fn a_row_far_from_zero_does_not_widen_the_tolerance_of_others() {
+    let folder = Folder::new();
+    let width = 32;
+    let wave = |step: f64| (0..8 * width).map(|i| (f64::from(i as u16) * step).sin() as f32).collect::<Vec<f32>>();
+    let (mut x, g) = (wave(1.7), wave(0.9));
+    x[3 * width..4 * width].iter_mut().for_each(|x| *x += 1e5);
+    folder.array("x.npy", &[8, width], &x).array("g.npy", &[8, width], &g);
+    folder.run("backward --x x.npy --g g.npy --dx dx.npy").passed();
+    let line = "check --x x.npy --g g.npy --dx dx.npy";
+    folder.run(line).passed();
+    let mut dx = folder.read::<f32>("dx.npy");
+    dx[[5, 9]] *= 1.001;
+    folder.array("dx.npy", &[8, width], dx.as_slice().unwrap());
+    let run = folder.run(line);
+    assert_eq!(code(&run), 1, "{}", run.stdout);
+    assert!(run.stdout.contains("row 5, column 9 is 1.0010 times what it should be"), "{}", run.stdout);
 }
 
 #[test]

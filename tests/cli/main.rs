@@ -4,6 +4,8 @@
 mod bad_arguments;
 mod bad_files;
 mod check;
+#[cfg(unix)]
+mod faults;
 mod files;
 mod folder;
 mod info;

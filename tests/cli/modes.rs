@@ -137,3 +137,25 @@ fn settings_that_contradict_each_other_are_refused() {
         assert!(message.starts_with(&format!("error: {expected}")), "{line}: {message}");
     }
 }
+
+/// Times are told where they are asked for, and nowhere else: reports can be compared.
+#[test]
+fn the_time_is_told_beside_that_of_the_forwards_it_counts() {
+    let folder = Folder::new();
+    let line = "check --shape 40,33 --affine --inputs normal --mode local";
+    let plain = folder.run(line).passed();
+    let timed = folder.run(&format!("{line} --time")).passed();
+    let times: Vec<&str> = timed.lines().filter(|line| line.starts_with("time: ")).collect();
+    let [time] = times[..] else { panic!("{timed}") };
+    assert_eq!(timed.replace(&format!("{time}\n"), ""), plain);
+    // 2 C + 4 for the differences, as many for their truncation, 4 ceil(log2 R) for the independence.
+    let forwards = 2 * (2 * 33 + 4) + 4 * 6;
+    assert!(time.contains(&format!(" times {forwards} forwards of the whole input")), "{time}");
+    let report = folder.run(&format!("{line} --time --json")).json(0);
+    let timing = &report["timing"];
+    assert_eq!(timing["forwards"], forwards);
+    let [seconds, forward, ratio] = ["seconds", "forward_seconds", "ratio"].map(|name| timing[name].as_f64().unwrap());
+    assert!(seconds > 0.0 && forward > 0.0);
+    assert!((ratio * forward * f64::from(forwards) / seconds - 1.0).abs() < 1e-9, "{timing}");
+    assert!(folder.run(&format!("{line} --json")).json(0).get("timing").is_none());
+}

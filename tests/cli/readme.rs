@@ -2,7 +2,8 @@
 
 use assert_cmd::Command;
 
-/// The rows of the notebook's case are narrow: they are computed in scalar arithmetic that has the same bits everywhere.
+/// The rows of the notebook's case are narrow: they are computed in scalar arithmetic that has the same bits
+/// everywhere.
 #[test]
 fn the_readme_shows_what_the_run_command_prints() {
     let output = Command::cargo_bin("llm-operator").unwrap().output().unwrap();

@@ -1,6 +1,7 @@
 //! `check`: the gradients of LayerNorm against finite differences.
 
 use crate::case::Case;
+use crate::interrupt::{INTERRUPTED, stoppable};
 use crate::layer::explain;
 use crate::npy::{ElementType, FileElement, Input};
 use crate::outputs::Outputs;
@@ -46,6 +47,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     heatmap: Option<PathBuf>,
 
+    /// Say how long the check took, beside plain forwards of the whole input; these lines differ from run to run.
+    #[arg(long)]
+    time: bool,
+
     /// Print nothing: the exit code tells.
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -77,9 +82,9 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// What the exit code tells.
-    pub(crate) fn verdict(&self) -> Verdict {
-        self.report.verdict
+    /// 0, 1 or 3 for the verdict, and 130 for a check that was interrupted.
+    pub(crate) fn exit_code(&self) -> u8 {
+        if self.report.stopped { INTERRUPTED } else { self.report.verdict.exit_code() }
     }
 }
 
@@ -97,6 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     let (check, how) = arguments.settings.check(&subject)?;
     let repeat = format!("llm-operator check {}{} {how}", subject.repeat(), theirs.repeat());
     let check = check.repeat(repeat);
+    let check = if arguments.time { check.timed() } else { check };
     let report = match subject.element() {
         ElementType::F32 => judge::<f32>(check, &subject, &theirs, arguments.quiet)?,
         ElementType::F64 => judge::<f64>(check, &subject, &theirs, arguments.quiet)?,
@@ -210,5 +216,6 @@ fn compare<T: Element>(
         None => check.run(&case.operation, &case.inputs, &case.g),
         Some(given) => check.judge(&case.operation, &case.inputs, &case.g, given),
     };
+    let work = || stoppable(&progress, work);
     Ok(if quiet { work()? } else { progress::watch("Checking", &progress, work)? })
 }

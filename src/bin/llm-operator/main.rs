@@ -1,8 +1,9 @@
 //! The command line of `llm_operator`: check a gradient, run LayerNorm on files, look at the machine.
 //!
-//! One file a subcommand: it holds the arguments (as the help shows them), what is done with them, and what is
-//! printed. What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`case`] (what a
-//! check is run on), [`subject`] and [`settings`] (the arguments of a check), [`npy`] (input files), [`outputs`] (output files), [`progress`], [`report`] (stdout).
+//! One file a subcommand: it holds the arguments (as the help shows them), what is done with them, and what is printed.
+//! What subcommands share stands beside them: [`layer`] (the arguments that make a LayerNorm), [`case`] (what a check
+//! is run on), [`subject`] and [`settings`] (the arguments of a check), [`npy`] (input files), [`outputs`] (output
+//! files), [`progress`], [`report`] (stdout).
 //!
 //! A new subcommand is a file, a `mod` line, and a variant of [`Command`].
 
@@ -12,6 +13,7 @@ mod case;
 mod check;
 mod forward;
 mod info;
+mod interrupt;
 mod layer;
 mod npy;
 mod outputs;
@@ -42,7 +44,7 @@ struct CommandLine {
 /// The end of `--help`.
 const EXIT_CODES: &str = "\
 Exit codes: 0 done (check, sweep: every gradient is right), 1 a gradient is wrong, 2 bad usage or input, \
-3 nothing could be certified.
+3 nothing could be certified, 130 interrupted (check: the report is on what was found until then).
 
 Files are NumPy's .npy, of little-endian f32 or f64, in C or Fortran order; outputs are in C order.";
 
@@ -93,5 +95,5 @@ fn check(arguments: &check::Arguments, json: bool) -> anyhow::Result<u8> {
     if !arguments.quiet {
         report::print(&report, json)?;
     }
-    Ok(report.verdict().exit_code())
+    Ok(report.exit_code())
 }

@@ -1,8 +1,9 @@
 //! Output files: each complete, or what was there before.
 //!
 //! Each is written beside its place under a temporary name, and moved there when all of them are complete. So a
-//! run that fails leaves what was there before, and an output may take the place of an input. (Should one of
-//! several moves fail, those before it have been made.)
+//! run that fails leaves what was there before, and an output may take the place of an input. Should one of several
+//! moves fail, those before it are undone; what they replaced has a second name until then (where the file system
+//! has such).
 
 use crate::npy::{FileElement, Source};
 use crate::progress::Progress;
@@ -72,6 +73,8 @@ impl Outputs {
             if let Some(same) = files.iter().find(|output| output.target == target) {
                 bail!("{source}: expected a file of its own, found the file of {}", same.source);
             }
+            // Found now, and not when hours of work are to be written.
+            drop(temporary_beside(&target).with_context(|| source.to_string())?);
             files.push(Output { source, target, written: None });
         }
         Ok(Self { files })
@@ -108,14 +111,57 @@ impl Outputs {
 
     /// Moves every file to its place.
     pub(crate) fn commit(self) -> anyhow::Result<Vec<Written>> {
-        let mut moved = Vec::new();
+        let (mut moved, mut said) = (Vec::new(), Vec::new());
         for Output { source, target, written } in self.files {
             let Some((temporary, written)) = written else { continue };
-            temporary.persist(&target).with_context(|| format!("{source}: cannot move the file to its place"))?;
-            moved.extend(written);
+            let replaced = second_name(&target);
+            if let Err(error) = temporary.persist(&target) {
+                moved.into_iter().rev().for_each(Moved::undo);
+                return Err(error).with_context(|| format!("{source}: cannot move the file to its place"));
+            }
+            moved.push(Moved { target, replaced });
+            said.extend(written);
         }
-        Ok(moved)
+        Ok(said)
     }
+}
+
+/// A file that is in its place.
+struct Moved {
+    target: PathBuf,
+    /// What was there before, under a second name that goes away with this value; none where nothing was.
+    replaced: Option<NamedTempFile<()>>,
+}
+
+impl Moved {
+    /// Brings back what was there before. Another failure is left as it is: there is nothing more to be done.
+    fn undo(self) {
+        let undone = match self.replaced {
+            Some(replaced) => replaced.persist(&self.target).map(drop).map_err(|error| error.error),
+            None => std::fs::remove_file(&self.target),
+        };
+        drop(undone);
+    }
+}
+
+/// A second name for a file that is about to be replaced.
+fn second_name(target: &Path) -> Option<NamedTempFile<()>> {
+    temporary_name().make_in(target.parent()?, |name| std::fs::hard_link(target, name)).ok()
+}
+
+/// How temporary files are called.
+fn temporary_name() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".llm-operator-").suffix(".tmp");
+    builder
+}
+
+/// An empty temporary file in the target's directory.
+fn temporary_beside(target: &Path) -> anyhow::Result<NamedTempFile> {
+    let directory = target.parent().context("expected a file in a directory")?;
+    with_ordinary_permissions(&mut temporary_name())
+        .tempfile_in(directory)
+        .with_context(|| format!("cannot create a file in {}", directory.display()))
 }
 
 /// Where a file of this path goes, if it can.
@@ -155,12 +201,7 @@ fn write_beside(
     size: u64,
     write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<NamedTempFile> {
-    let directory = target.parent().context("expected a file in a directory")?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".llm-operator-").suffix(".tmp");
-    let temporary = with_ordinary_permissions(&mut builder)
-        .tempfile_in(directory)
-        .with_context(|| format!("cannot create a file in {}", directory.display()))?;
+    let temporary = temporary_beside(target)?;
     let write = || -> anyhow::Result<()> {
         let progress = Progress::bytes("Writing", size);
         let mut writer = BufWriter::new(progress.counting(temporary.as_file()));
@@ -187,5 +228,41 @@ fn keep_permissions(target: &Path, file: &File) -> std::io::Result<()> {
     match std::fs::metadata(target) {
         Ok(metadata) => file.set_permissions(metadata.permissions()),
         Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    /// Two outputs that are complete, of which the second cannot be moved: a folder has taken its place.
+    fn refused(folder: &Path, first: &str) -> String {
+        let paths = [folder.join(first), folder.join("second.npy")];
+        let mut outputs = Outputs::plan([("--y", Some(&*paths[0])), ("--mean", Some(&*paths[1]))]).unwrap();
+        outputs.write("--y", &array![1.0_f64]).unwrap();
+        outputs.write("--mean", &array![2.0_f64]).unwrap();
+        std::fs::create_dir_all(paths[1].join("not empty")).unwrap();
+        outputs.commit().unwrap_err().to_string()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn where_one_move_fails_those_before_it_are_undone() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("old.npy"), b"before").unwrap();
+        let message = refused(folder.path(), "old.npy");
+        assert!(message.starts_with("--mean (") && message.ends_with("cannot move the file to its place"), "{message}");
+        assert_eq!(std::fs::read(folder.path().join("old.npy")).unwrap(), b"before");
+        assert_eq!(names(folder.path()), ["old.npy", "second.npy"]);
+        std::fs::remove_dir_all(folder.path().join("second.npy")).unwrap();
+        refused(folder.path(), "new.npy");
+        assert_eq!(names(folder.path()), ["old.npy", "second.npy"]);
     }
 }

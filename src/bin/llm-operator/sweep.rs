@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 /// Show how the difference between a gradient and finite differences depends on their step
 ///
-/// On the same inputs as check. Where a gradient is right, the difference falls with growing steps, as the rounding noise
-/// does, and then rises, as the truncation does; a difference that stays is an error of the gradient.
+/// On the same inputs as check. Where a gradient is right, the difference falls with growing steps, as the rounding
+/// noise does, and then rises, as the truncation does; a difference that stays is an error of the gradient.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]

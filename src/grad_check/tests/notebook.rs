@@ -4,8 +4,8 @@ use super::super::{GradCheck, Mode, Verdict};
 use super::layer_norm::LayerNorm;
 use crate::numpy_random::default_rng;
 
-/// `X = -rng.random((2, 4, 6))`, `G = -rng.random((2, 4, 6))` with `rng = numpy.random.default_rng(1000)`, `epsilon` 1e-5 and
-/// `eps` 1e-6. The notebook printed 1.1812836819835582e-09 and 2.61470216195465e-10.
+/// `X = -rng.random((2, 4, 6))`, `G = -rng.random((2, 4, 6))` with `rng = numpy.random.default_rng(1000)`, `epsilon`
+/// 1e-5 and `eps` 1e-6. The notebook printed 1.1812836819835582e-09 and 2.61470216195465e-10.
 #[test]
 fn the_notebooks_case_prints_numbers_of_the_notebooks_size() {
     let mut rng = default_rng(1000);

@@ -99,7 +99,7 @@ mod pictures {
             let report = GradCheck::new().mode(Mode::Local).run(&operation, &inputs, &dy).unwrap();
             assert_eq!(report.verdict, Verdict::Invalid);
             let svg = report.inputs[0].svg().unwrap();
-            assert_is_a_picture(&svg, &["1 floor", "not finite", "invalid"]);
+            assert_is_a_picture(&svg, &["1: allowed", "not finite", "invalid"]);
             let rectangles = svg.matches("<rect").count();
             assert!((cells..cells + 140).contains(&rectangles), "{rectangles} rectangles");
             // The one component that is NaN is black, and so is its key in the legend.

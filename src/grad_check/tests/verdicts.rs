@@ -1,10 +1,11 @@
 //! Other operations than LayerNorm, gradients from elsewhere, and operations that fail.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 
-use super::super::{CheckError, Function, Given, GradCheck, Progress, Stage, Verdict};
+use super::super::{CheckError, Function, Given, GradCheck, Mode, Progress, Stage, Verdict};
 use super::layer_norm::LayerNorm;
 use crate::numpy_random::default_rng;
 
@@ -133,12 +134,15 @@ fn an_unwritten_gradient_is_invalid() {
 }
 
 #[test]
-fn a_step_that_changes_nothing_is_invalid() {
+fn a_step_that_changes_nothing_certifies_nothing() {
     let operation = Function::new("identity", [2], |x: &ArrayD<f64>| x.clone(), |_, dy| dy.clone());
     let x = ArrayD::from_elem(vec![2], 1e20);
     let report = GradCheck::new().eps(1e-6).run(&operation, &[x], &ArrayD::from_elem(vec![2], 1.0)).unwrap();
-    assert_eq!(report.verdict, Verdict::Invalid);
+    assert_eq!(report.verdict, Verdict::Inconclusive);
     assert_eq!(report.inputs[0].worst.as_ref().unwrap().stage, Some(Stage::Step));
+    let words =
+        "x: 2 of 2 components cannot be certified: their step is so small that x + step and x - step are one number";
+    assert_eq!(report.reasons, [words]);
 }
 
 #[test]
@@ -150,8 +154,46 @@ fn a_check_ends_when_it_is_asked_to() {
     let report = check.run(&operation, &inputs, &dy).unwrap();
     assert_eq!(progress.done(), report.forwards);
     progress.stop();
-    let error = check.run(&operation, &inputs, &dy).unwrap_err();
+    let report = check.run(&operation, &inputs, &dy).unwrap();
+    assert!(report.stopped && report.forwards == 0 && report.verdict == Verdict::Inconclusive, "{report}");
+    let error = check.sweep(&operation, &inputs, &dy, 0).unwrap_err();
     assert!(matches!(error, CheckError::Stopped { forwards: 0 }));
+}
+
+/// A cube whose forward asks for the end when it has been called so often, or gives what was found until then.
+fn stopped_after(calls: u64, mode: Mode) -> super::super::Report {
+    let progress = Arc::new(Progress::default());
+    let (counter, stop) = (AtomicU64::new(0), Arc::clone(&progress));
+    let cube = |x: &ArrayD<f64>| {
+        if counter.fetch_add(1, Ordering::Relaxed) + 1 == calls {
+            stop.stop();
+        }
+        x * x * x
+    };
+    let operation = Function::new("cube", [40, 30], cube, |x, dy| 3.0 * x * x * dy).independent_rows();
+    let mut rng = default_rng(3);
+    let (x, dy) = (rng.standard_normal(&[40, 30]), rng.standard_normal(&[40, 30]));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(|| GradCheck::new().mode(mode).progress(progress).run(&operation, &[x], &dy).unwrap())
+}
+
+#[test]
+fn a_check_that_is_stopped_reports_what_it_found_until_then() {
+    for (mode, calls) in [(Mode::Local, 100), (Mode::Exhaustive, 3000), (Mode::Directional, 30), (Mode::Line, 90)] {
+        let report = stopped_after(calls, mode);
+        assert!(report.stopped && report.forwards <= calls, "{mode}: {report}");
+        assert_eq!(report.verdict, Verdict::Inconclusive, "{mode}: {report}");
+        assert!(report.reasons[0].starts_with("stopped after "), "{mode}: {report}");
+        assert!(report.checks.len() >= 4 && report.checks.iter().all(|check| check.holds), "{mode}: {report}");
+        let input = &report.inputs[0];
+        let found = input.counts.passed + input.directions.len();
+        assert!(found > 0 && input.not_looked_at > 0 && input.counts.invalid == 0, "{mode}: {report}");
+        // All the way through, nothing is left out.
+        assert!(!stopped_after(u64::MAX, mode).stopped);
+    }
+    // Not even the exact checks are done.
+    let report = stopped_after(2, Mode::Local);
+    assert!(report.stopped && report.inputs.is_empty() && report.verdict == Verdict::Inconclusive, "{report}");
 }
 
 #[test]
