@@ -1,7 +1,10 @@
 //! What the tests share: backends, inputs, poisoned buffers, and LayerNorm in more digits than the kernels have.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part of this module")]
 
+pub mod bounds;
+pub mod call;
 pub mod exact;
+pub mod number;
 
 use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut};
 
