@@ -3,16 +3,16 @@
 use super::Streaming;
 use crate::Element;
 use crate::kernel::Work;
-use crate::kernel::forward::{Forward, Parameters};
+use crate::kernel::forward::{Forward, Parameters, Place};
 use crate::rows::Rows;
 use crate::simd::Backend;
 
 /// Forward over rows `first..first + rows`.
 #[derive(Debug)]
-pub(crate) struct ForwardJob<'a, T> {
+pub(crate) struct ForwardJob<'a, 'x, T> {
     pub(crate) backend: Backend,
     pub(crate) parameters: Parameters<'a, T>,
-    pub(crate) x: &'a Rows<'a, T>,
+    pub(crate) x: &'a Rows<'x, T>,
     /// `rows * width` elements.
     pub(crate) y: &'a mut [T],
     /// One element a row, where it is wanted.
@@ -23,32 +23,45 @@ pub(crate) struct ForwardJob<'a, T> {
     pub(crate) streaming: Streaming,
 }
 
+/// Rows from which it pays to lay out gamma and beta anew.
+const MANY_ROWS: usize = 8;
+
 /// Runs a job that starts at row 0.
-pub(crate) fn forward<T: Element>(mut job: ForwardJob<'_, T>) {
-    job.streaming = job.streaming.decided(2 * size_of_val(job.y));
-    if super::is_parallel::<T>(job.y.len()) { job.split(0) } else { job.run(0) }
+pub(crate) fn forward<T: Element>(job: ForwardJob<'_, '_, T>) {
+    let place = super::place(job.streaming, 2 * size_of_val(job.y));
+    let width = job.parameters.width;
+    let many = job.y.len() / width >= MANY_ROWS;
+    let [mut gamma, mut beta] = [(); 2].map(|()| Vec::new());
+    let mut parameters = job.parameters;
+    if parameters.gamma.is_some() || parameters.beta.is_some() {
+        // The kernel knows both or neither.
+        parameters.gamma = Some(super::aligned(&mut gamma, parameters.gamma, T::from_f64(1.0), width, many));
+        parameters.beta = Some(super::aligned(&mut beta, parameters.beta, T::ZERO, width, many));
+    }
+    let job = ForwardJob { parameters, ..job };
+    if super::is_parallel::<T>(job.y.len()) { job.split(0, place) } else { job.run(0, place) }
 }
 
-impl<T: Element> ForwardJob<'_, T> {
-    fn split(self, first: usize) {
+impl<T: Element> ForwardJob<'_, '_, T> {
+    fn split(self, first: usize, place: Place) {
         let width = self.parameters.width;
         let Some(middle) = super::middle(self.y.len() / width, super::task_rows::<T>(width)) else {
-            return self.run(first);
+            return self.run(first, place);
         };
         let (y_left, y_right) = self.y.split_at_mut(middle * width);
         let (mean_left, mean_right) = super::split_optional(self.mean, middle);
         let (rstd_left, rstd_right) = super::split_optional(self.rstd, middle);
         let left = ForwardJob { y: y_left, mean: mean_left, rstd: rstd_left, ..self };
         let right = ForwardJob { y: y_right, mean: mean_right, rstd: rstd_right, ..self };
-        rayon::join(|| left.split(first), || right.split(first + middle));
+        rayon::join(|| left.split(first, place), || right.split(first + middle, place));
     }
 
     /// On this thread: all at once where the rows lie one after the other, else so many as a task has.
-    fn run(self, first: usize) {
+    fn run(self, first: usize, place: Place) {
         let width = self.parameters.width;
         let rows = self.y.len() / width;
         let step = if self.x.is_contiguous() { rows.max(1) } else { super::task_rows::<T>(width) };
-        let (mut gathered, mut segments, mut staged) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut gathered, mut staged) = (Vec::new(), Vec::new());
         let (mut mean, mut rstd) = (self.mean, self.rstd);
         for (i, y) in self.y.chunks_mut(step * width).enumerate() {
             let start = i * step;
@@ -59,8 +72,7 @@ impl<T: Element> ForwardJob<'_, T> {
                 y,
                 mean: mean.as_deref_mut().map(|mean| &mut mean[start..end]),
                 rstd: rstd.as_deref_mut().map(|rstd| &mut rstd[start..end]),
-                stream: self.streaming == Streaming::Always,
-                segments: &mut segments,
+                place,
                 staged: &mut staged,
             };
             T::run(self.backend, Work::Forward(kernel));

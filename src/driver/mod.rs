@@ -14,6 +14,9 @@ pub(crate) use backward::{BackwardJob, backward};
 pub(crate) use copy::copy;
 pub(crate) use forward::{ForwardJob, forward};
 
+use crate::Element;
+use crate::kernel::{self, forward::Place};
+
 /// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work.
 const SERIAL_BYTES: usize = 128 << 10;
 
@@ -38,6 +41,41 @@ fn middle(rows: usize, task: usize) -> Option<usize> {
 /// The first `middle` elements of an optional slice, and the others.
 fn split_optional<T>(slice: Option<&mut [T]>, middle: usize) -> (Option<&mut [T]>, Option<&mut [T]>) {
     slice.map(|slice| slice.split_at_mut(middle)).unzip()
+}
+
+/// Bytes that stay in the second-level cache of a core: it is 1 MiB or more on the servers that this is written for.
+const NEAR_BYTES: usize = 1 << 20;
+
+/// Where a call finds its inputs and outputs, so many bytes.
+fn place(streaming: Streaming, bytes: usize) -> Place {
+    match streaming.decided(bytes) {
+        Streaming::Always => Place::Memory,
+        _ if bytes > NEAR_BYTES => Place::Shared,
+        _ => Place::Near,
+    }
+}
+
+/// Parameters at a multiple of 64 bytes, `width` of them, so that no load of them touches two cache lines: a copy in `room`
+/// where they lie elsewhere and there are `many` rows, or where there are none and `default` takes their place.
+fn aligned<'a, T: Element>(
+    room: &'a mut Vec<T>,
+    values: Option<&'a [T]>,
+    default: T,
+    width: usize,
+    many: bool,
+) -> &'a [T] {
+    match values {
+        Some(values) if !many || kernel::misaligned(values) == 0 => values,
+        _ => {
+            room.resize(width + 64 / size_of::<T>(), default);
+            let start = kernel::misaligned(room);
+            let room = &mut room[start..start + width];
+            if let Some(values) = values {
+                room.copy_from_slice(values);
+            }
+            room
+        }
+    }
 }
 
 /// Whether outputs are written past the caches.

@@ -43,7 +43,7 @@ pub(crate) const fn segment<T: Vectorized>() -> usize {
 
 /// Elements before the first address in `slice` that is a multiple of 64, all of them where there is none.
 #[inline(always)]
-fn misaligned<T>(slice: &[T]) -> usize {
+pub(crate) fn misaligned<T>(slice: &[T]) -> usize {
     let address = slice.as_ptr().addr();
     ((address.next_multiple_of(64) - address) / size_of::<T>()).min(slice.len())
 }

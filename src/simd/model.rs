@@ -78,15 +78,11 @@ macro_rules! model_lanes {
             }
 
             fn sum(self) -> f64 {
-                let mut lanes = self.0.map(f64::from);
-                let mut half = $lanes / 2;
-                while half > 0 {
-                    for lane in 0..half {
-                        lanes[lane] += lanes[lane + half];
-                    }
-                    half /= 2;
-                }
-                lanes[0]
+                sum_of_lanes(self.0.map(f64::from))
+            }
+
+            fn lane_sum(self) -> $element {
+                sum_of_lanes(self.0)
             }
         }
     };
@@ -94,3 +90,16 @@ macro_rules! model_lanes {
 
 model_lanes!(f32, 16);
 model_lanes!(f64, 8);
+
+/// The upper half is added to the lower half until one lane is left.
+#[inline(always)]
+pub(super) fn sum_of_lanes<E: Copy + Add<Output = E>, const N: usize>(mut lanes: [E; N]) -> E {
+    let mut half = N / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = lanes[lane] + lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}

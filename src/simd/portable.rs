@@ -3,6 +3,7 @@
 //! `wide` chooses its instructions when the crate is compiled. A baseline x86-64 build gets SSE2, where
 //! a fused multiply-add rounds twice; a build for an FMA target gives the same bits as the other backends.
 
+use super::model::sum_of_lanes;
 use super::{Isa, Kernel, Lanes};
 use wide::{f32x16, f64x8};
 
@@ -64,15 +65,12 @@ macro_rules! portable_lanes {
             #[inline(always)]
             fn sum(self) -> f64 {
                 // `reduce_add` adds in an order that depends on the build.
-                let mut lanes = self.to_array().map(f64::from);
-                let mut half = $lanes / 2;
-                while half > 0 {
-                    for lane in 0..half {
-                        lanes[lane] += lanes[lane + half];
-                    }
-                    half /= 2;
-                }
-                lanes[0]
+                sum_of_lanes(self.to_array().map(f64::from))
+            }
+
+            #[inline(always)]
+            fn lane_sum(self) -> $element {
+                sum_of_lanes(self.to_array())
             }
         }
     };

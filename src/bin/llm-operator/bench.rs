@@ -181,24 +181,58 @@ impl Figure {
     }
 }
 
+/// An array that starts at a multiple of 64 bytes, as the arrays of PyTorch and oneDNN do.
+#[derive(Debug)]
+struct Array<T> {
+    room: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Element> Array<T> {
+    fn new(len: usize, element: impl Fn(usize) -> T) -> Self {
+        let mut room = vec![T::default(); len + 64 / size_of::<T>()];
+        let address = room.as_ptr().addr();
+        let start = (address.next_multiple_of(64) - address) / size_of::<T>();
+        for i in 0..len {
+            room[start + i] = element(i);
+        }
+        Self { room, start, len }
+    }
+}
+
+impl<T> std::ops::Deref for Array<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.room[self.start..self.start + self.len]
+    }
+}
+
+impl<T> std::ops::DerefMut for Array<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.room[self.start..self.start + self.len]
+    }
+}
+
 /// The memory of one shape.
 #[derive(Debug)]
 struct Arrays<T> {
-    x: Vec<T>,
-    dy: Vec<T>,
-    output: Vec<T>,
-    gamma: Vec<T>,
-    beta: Vec<T>,
-    dgamma: Vec<T>,
-    dbeta: Vec<T>,
-    mean: Vec<T>,
-    rstd: Vec<T>,
+    x: Array<T>,
+    dy: Array<T>,
+    output: Array<T>,
+    gamma: Array<T>,
+    beta: Array<T>,
+    dgamma: Array<T>,
+    dbeta: Array<T>,
+    mean: Array<T>,
+    rstd: Array<T>,
 }
 
 impl<T: Element> Arrays<T> {
     fn new(shape: Shape) -> Self {
-        let fill = |len: usize, step: usize| -> Vec<T> {
-            (0..len).map(|i| T::from_f64((i.wrapping_mul(step) % 1009) as f64 / 1009.0 - 0.4)).collect()
+        let fill = |len: usize, step: usize| {
+            Array::new(len, |i| T::from_f64((i.wrapping_mul(step) % 1009) as f64 / 1009.0 - 0.4))
         };
         let len = shape.rows * shape.width;
         Self {

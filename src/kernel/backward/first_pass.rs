@@ -81,7 +81,7 @@ fn segment_sums<T: Element, I: Isa, const GAMMA: bool>(
         let found = row_sums::<T, I, GAMMA>(isa, &x[span.clone()], &dy[span], gamma, mean[row], rstd[row]);
         (sum_g[row], sum_h[row], product[row]) = (found.g, found.h, found.product);
     }
-    [T::Lanes::sums(sum_g), T::Lanes::sums(sum_h), T::Lanes::sums(product)]
+    [T::Lanes::sums(&sum_g), T::Lanes::sums(&sum_h), T::Lanes::sums(&product)]
 }
 
 /// `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.

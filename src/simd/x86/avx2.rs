@@ -74,18 +74,30 @@ mod f32x16 {
             }
         }
         fn sum(a: [__m256; 2]) -> f64 {
-            let quarter = |a: __m256| [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
-            let (lower, upper) = (quarter(a[0]), quarter(a[1]));
-            let four = _mm256_add_pd(_mm256_add_pd(lower[0], upper[0]), _mm256_add_pd(lower[1], upper[1]));
+            let four = four_sums(isa, a);
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
-        fn sums(registers: [[__m256; 2]; BATCH]) -> [f64; BATCH] {
-            super::f64x8::sums_of_fours(isa, registers.map(|[a, b]| {
-                let quarter = |a: __m256| [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
-                let (lower, upper) = (quarter(a), quarter(b));
-                _mm256_add_pd(_mm256_add_pd(lower[0], upper[0]), _mm256_add_pd(lower[1], upper[1]))
-            }))
+        fn lane_sum(a: [__m256; 2]) -> f32 {
+            let eight = _mm256_add_ps(a[0], a[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn sums(registers: &[super::F32x16; BATCH]) -> [f64; BATCH] {
+            let mut fours = [_mm256_setzero_pd(); BATCH];
+            for i in 0..BATCH {
+                fours[i] = four_sums(isa, registers[i].0);
+            }
+            super::f64x8::sums_of_fours(isa, fours)
+        }
+        fn four_sums(a: [__m256; 2]) -> __m256d {
+            let lower = [_mm256_castps256_ps128(a[0]), _mm256_extractf128_ps::<1>(a[0])];
+            let upper = [_mm256_castps256_ps128(a[1]), _mm256_extractf128_ps::<1>(a[1])];
+            _mm256_add_pd(
+                _mm256_add_pd(_mm256_cvtps_pd(lower[0]), _mm256_cvtps_pd(upper[0])),
+                _mm256_add_pd(_mm256_cvtps_pd(lower[1]), _mm256_cvtps_pd(upper[1])),
+            )
         }
         fn mask(len: usize) -> __m256i {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -159,8 +171,16 @@ mod f64x8 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
-        fn sums(registers: [[__m256d; 2]; BATCH]) -> [f64; BATCH] {
-            sums_of_fours(isa, registers.map(|[a, b]| _mm256_add_pd(a, b)))
+        fn lane_sum(a: [__m256d; 2]) -> f64 {
+            sum(isa, a)
+        }
+        fn sums(registers: &[super::F64x8; BATCH]) -> [f64; BATCH] {
+            let mut fours = [_mm256_setzero_pd(); BATCH];
+            for i in 0..BATCH {
+                let [a, b] = registers[i].0;
+                fours[i] = _mm256_add_pd(a, b);
+            }
+            sums_of_fours(isa, fours)
         }
         fn sums_of_fours(fours: [__m256d; BATCH]) -> [f64; BATCH] {
             let mut found = [0.0; BATCH];

@@ -57,12 +57,20 @@ mod f32x16 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
-        fn sums(registers: [__m512; BATCH]) -> [f64; BATCH] {
-            let eight = registers.map(|a| {
+        fn lane_sum(a: __m512) -> f32 {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn sums(registers: &[super::F32x16; BATCH]) -> [f64; BATCH] {
+            let mut eight = [_mm512_setzero_pd(); BATCH];
+            for i in 0..BATCH {
+                let a = registers[i].0;
                 let (lower, upper) = (_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-                _mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper))
-            });
-            super::f64x8::sums(isa, eight)
+                eight[i] = _mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper));
+            }
+            super::f64x8::transposed_sum(isa, eight)
         }
     } }
 
@@ -115,17 +123,29 @@ mod f64x8 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
-        fn sums(eight: [__m512d; BATCH]) -> [f64; BATCH] {
+        fn lane_sum(a: __m512d) -> f64 {
+            sum(isa, a)
+        }
+        fn sums(registers: &[super::F64x8; BATCH]) -> [f64; BATCH] {
+            let mut eight = [_mm512_setzero_pd(); BATCH];
+            for i in 0..BATCH {
+                eight[i] = registers[i].0;
+            }
+            transposed_sum(isa, eight)
+        }
+        fn transposed_sum(eight: [__m512d; BATCH]) -> [f64; BATCH] {
             // Halves of neighbours side by side, added; then quarters; then eighths: register r ends in lane r.
-            let halves: [__m512d; 4] = std::array::from_fn(|i| {
+            let mut halves = [_mm512_setzero_pd(); 4];
+            for i in 0..4 {
                 let (a, b) = (eight[i], eight[i + 4]);
-                _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xee>(a, b))
-            });
+                halves[i] = _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xee>(a, b));
+            }
             // Lanes of halves[i]: four of register i, four of register i + 4.
-            let quarters: [__m512d; 2] = std::array::from_fn(|i| {
+            let mut quarters = [_mm512_setzero_pd(); 2];
+            for i in 0..2 {
                 let (a, b) = (halves[i], halves[i + 2]);
-                _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xdd>(a, b))
-            });
+                quarters[i] = _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xdd>(a, b));
+            }
             // Lanes of quarters[i]: two each of registers i, i + 4, i + 2, i + 6.
             let (a, b) = (quarters[0], quarters[1]);
             let sums = _mm512_add_pd(_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));

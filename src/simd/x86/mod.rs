@@ -161,8 +161,13 @@ macro_rules! register {
             }
 
             #[inline(always)]
-            fn sums(registers: [Self; BATCH]) -> [f64; BATCH] {
-                $functions::sums(registers[0].1, registers.map(|register| register.0))
+            fn lane_sum(self) -> $element {
+                $functions::lane_sum(self.1, self.0)
+            }
+
+            #[inline(always)]
+            fn sums(registers: &[Self; BATCH]) -> [f64; BATCH] {
+                $functions::sums(registers[0].1, registers)
             }
         }
     };
