@@ -84,8 +84,8 @@ impl<'a> Arbitrary<'a> for Setup {
         let beta = (mean, deviation.min(8.0 * added_to));
         Ok(Self {
             f64: bytes.arbitrary()?,
-            rows: usize::from(bytes.arbitrary::<u8>()? % 8 + 1),
-            width: usize::from(bytes.arbitrary::<u8>()? % 40 + 1),
+            rows: usize::from(bytes.arbitrary::<u8>()? % 5 + 1),
+            width: usize::from(bytes.arbitrary::<u8>()? % 24 + 1),
             gamma: has_gamma,
             beta: bytes.arbitrary()?,
             epsilon,

@@ -12,7 +12,7 @@ use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Stati
 /// failure; without it, what is missing is printed.
 pub fn backends() -> Vec<Backend> {
     let required = std::env::var("LLM_OPERATOR_REQUIRE").unwrap_or_default();
-    for name in required.split(',').filter(|name| !name.is_empty()) {
+    for name in required.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         assert!(
             Backend::from_name(name).is_ok(),
             "this machine lacks the backend {name}, which LLM_OPERATOR_REQUIRE asks for"
