@@ -28,7 +28,7 @@ fn random_call<T: Bits>(seed: u64, width: usize) -> Call<T> {
     let random = &mut Random(seed);
     let mut rows = |rows: usize| -> Vec<T> { (0..rows).flat_map(|_| row(random, width)).collect() };
     let (x, dy) = (rows(9), rows(9));
-    let (gamma, beta) = ((seed % 2 == 0).then(|| rows(1)), (seed % 3 == 0).then(|| rows(1)));
+    let (gamma, beta) = (seed.is_multiple_of(2).then(|| rows(1)), seed.is_multiple_of(3).then(|| rows(1)));
     Call {
         case: Case { width, x, dy, gamma, beta, epsilon: [1e-5, 0.0, 1e-300, 1e20][seed as usize % 4] },
         backend: "portable",

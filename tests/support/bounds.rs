@@ -15,7 +15,7 @@
 //! - The sum of squares is at most `2 width sigma^2`, so its error is at most `2 D u` of the variance; that of the
 //!   subtracted square of the mean of `d` at most `3 D u`. `rstd` has half of the relative error of the variance, and a
 //!   rounding: `(2.5 D + 3) u`.
-//! - `xhat` is two subtractions and a product: it adds `4 u` of itself, and `u kappa` for the rounding of the mean's correction,
+//! - `xhat` is a difference, a product and a correction: it adds `4 u` of itself, and `u kappa` for the rounding of the mean's correction,
 //!   where `kappa = u |mean| rstd` is the most that the correction is, in deviations. Together at most
 //!   `u (2.5 D + 8) (|xhat| + rms + kappa)`.
 //! - `y` adds a product and a sum: `u (|gamma xhat| + |y|)`.
