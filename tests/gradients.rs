@@ -190,3 +190,24 @@ fn right_gradients_of_rows_of_two_elements_are_not_accused() {
         assert!(report.verdict <= Verdict::Inconclusive, "seed {seed}: {report}");
     }
 }
+
+/// Their normalized values and their gradients are 0: nothing is seen, and nobody accused.
+#[test]
+fn right_gradients_of_constant_rows_without_epsilon_are_not_accused() {
+    fn not_accused<T: Element>(width: usize) {
+        let operation = LayerNormOperation::new(&[3, width]).epsilon(0.0).gamma();
+        let mut rng = default_rng(2);
+        let x = ArrayD::from_elem(vec![3, width], T::from_f64(0.75));
+        let [gamma, dy] = [vec![width], vec![3, width]].map(|shape| rng.standard_normal(&shape).mapv(T::from_f64));
+        let report = GradCheck::new().run(&operation, &[x, gamma], &dy).unwrap();
+        let identities = report.reasons.iter().filter(|reason| reason.contains("sum(dx"));
+        assert_eq!(identities.count(), 0, "width {width}: {report}");
+        if width == 1 {
+            assert!(report.verdict <= Verdict::Inconclusive, "width {width}: {report}");
+        }
+    }
+    for width in [1, 2, 5, 16, 33] {
+        not_accused::<f32>(width);
+        not_accused::<f64>(width);
+    }
+}
