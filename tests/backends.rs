@@ -85,3 +85,25 @@ fn streaming_stores_change_no_bit() {
     streaming_changes_no_bit::<f32>();
     streaming_changes_no_bit::<f64>();
 }
+
+/// Runs this program's test of the offsets again, with `LLM_OPERATOR_REQUIRE`.
+fn again_requiring(backends: &str) -> (bool, String) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "bits_do_not_depend_on_the_offset", "--nocapture"])
+        .env("LLM_OPERATOR_REQUIRE", backends)
+        .output()
+        .unwrap();
+    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn a_required_backend_that_is_missing_fails_the_tests() {
+    for required in ["", "portable", " portable ,", "portable,portable"] {
+        let (passed, printed) = again_requiring(required);
+        assert!(passed && printed.contains("1 passed"), "{required:?}: {printed}");
+    }
+    for required in ["avx1024", "portable,avx1024", "AVX2"] {
+        let (passed, printed) = again_requiring(required);
+        assert!(!passed && printed.contains("which LLM_OPERATOR_REQUIRE asks for"), "{required:?}: {printed}");
+    }
+}

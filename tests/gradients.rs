@@ -178,3 +178,38 @@ fn an_operation_whose_rows_depend_on_each_other_in_one_place_is_named() {
         assert!(report.reasons.iter().any(named), "{report}");
     }
 }
+
+/// Of two elements dx is all but 0: what differences show there is rounding, which changes with beta.
+#[test]
+fn right_gradients_of_rows_of_two_elements_are_not_accused() {
+    for seed in 0..40 {
+        let operation = LayerNormOperation::new(&[5, 2]).beta();
+        let mut rng = default_rng(seed);
+        let x = rng.standard_normal(&[5, 2]).mapv(|x| (16.0 * (x - 80.0)) as f32);
+        let beta = rng.standard_normal(&[2]).mapv(|beta| 8.0 * beta as f32);
+        let dy = rng.standard_normal(&[5, 2]).mapv(|dy| 32.0 * dy as f32);
+        let report = GradCheck::new().mode(Mode::Exhaustive).run(&operation, &[x, beta], &dy).unwrap();
+        assert!(report.verdict <= Verdict::Inconclusive, "seed {seed}: {report}");
+    }
+}
+
+/// Their normalized values and their gradients are 0: nothing is seen, and nobody accused.
+#[test]
+fn right_gradients_of_constant_rows_without_epsilon_are_not_accused() {
+    fn not_accused<T: Element>(width: usize) {
+        let operation = LayerNormOperation::new(&[3, width]).epsilon(0.0).gamma();
+        let mut rng = default_rng(2);
+        let x = ArrayD::from_elem(vec![3, width], T::from_f64(0.75));
+        let [gamma, dy] = [vec![width], vec![3, width]].map(|shape| rng.standard_normal(&shape).mapv(T::from_f64));
+        let report = GradCheck::new().run(&operation, &[x, gamma], &dy).unwrap();
+        let identities = report.reasons.iter().filter(|reason| reason.contains("sum(dx"));
+        assert_eq!(identities.count(), 0, "width {width}: {report}");
+        if width == 1 {
+            assert!(report.verdict <= Verdict::Inconclusive, "width {width}: {report}");
+        }
+    }
+    for width in [1, 2, 5, 16, 33] {
+        not_accused::<f32>(width);
+        not_accused::<f64>(width);
+    }
+}

@@ -16,6 +16,10 @@ use crate::numpy_random::default_rng;
 /// A change of the slope below this fraction is no change.
 const LEAST_CHANGE: f64 = 1e-2;
 
+/// Units of roundoff that each output of a forward may be off by. Where the slope is all but 0, as that of rows of two
+/// elements is, all of its change is rounding.
+const ROUNDINGS: f64 = 4.0;
+
 /// Checks the gradient of each input that is declared in rows against each input that is not.
 pub(super) fn verify<T: Element>(problem: &Problem<'_, T>) -> Result<Vec<Check>, CheckError> {
     let in_rows = |k: usize| matches!(problem.declared[k].locality, Locality::Rows(_));
@@ -39,8 +43,10 @@ pub(super) fn verify<T: Element>(problem: &Problem<'_, T>) -> Result<Vec<Check>,
                 checks.push(Check::passed(&title, format!("it changes with {parameter}")));
                 continue;
             }
-            let (slope, moved) = (slope(problem, k, &problem.inputs)?, slope(problem, k, &inputs)?);
-            let changes = (slope - moved).abs() > LEAST_CHANGE * slope.abs().max(moved.abs());
+            let ((slope, noise), (moved, moved_noise)) =
+                (slope(problem, k, &problem.inputs)?, slope(problem, k, &inputs)?);
+            let unseen = LEAST_CHANGE * slope.abs().max(moved.abs()) + noise + moved_noise;
+            let changes = (slope - moved).abs() > unseen;
             checks.push(if changes {
                 let detail = format!(
                     "{parameter} is forgotten: the gradient of {name} is the same for other values of {parameter}, \
@@ -63,8 +69,8 @@ fn changed<T: Element>(array: &ArrayD<T>) -> ArrayD<T> {
     changed
 }
 
-/// The change of the loss along one random direction of input `k`.
-fn slope<T: Element>(problem: &Problem<'_, T>, k: usize, inputs: &[ArrayD<T>]) -> Result<f64, CheckError> {
+/// The change of the loss along one random direction of input `k`, and the most of it that rounding can make up.
+fn slope<T: Element>(problem: &Problem<'_, T>, k: usize, inputs: &[ArrayD<T>]) -> Result<(f64, f64), CheckError> {
     let row_len = problem.declared[k].row_len();
     let scales = scales(problem.input(k), row_len);
     let mut rng = default_rng(23);
@@ -79,5 +85,9 @@ fn slope<T: Element>(problem: &Problem<'_, T>, k: usize, inputs: &[ArrayD<T>]) -
         }
         problem.forward(&inputs, output, || None)?;
     }
-    Ok(change_of_loss(plus.as_slice().unwrap_or_default(), minus.as_slice().unwrap_or_default(), problem.dy()))
+    let (plus, minus) = (plus.as_slice().unwrap_or_default(), minus.as_slice().unwrap_or_default());
+    let change = change_of_loss(plus, minus, problem.dy());
+    let sizes = plus.iter().zip(minus).map(|(plus, minus)| plus.to_f64().abs() + minus.to_f64().abs());
+    let size: f64 = sizes.zip(problem.dy()).map(|(size, dy)| size * dy.to_f64().abs()).sum();
+    Ok((change, ROUNDINGS * T::UNIT_ROUNDOFF * size))
 }

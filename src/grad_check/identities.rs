@@ -250,13 +250,14 @@ struct Statistics {
 }
 
 impl Statistics {
-    /// The corrected two-pass of the definition.
+    /// The corrected two-pass of the definition. A constant row without `epsilon` is normalized to zeros, and so are its gradients.
     fn of(x: &[f64], epsilon: f64) -> Self {
         let width = x.len() as f64;
         let mean = x.iter().sum::<f64>() / width;
         let mean = mean + x.iter().map(|x| x - mean).sum::<f64>() / width;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
-        Self { mean, rstd: 1.0 / (variance + epsilon).sqrt() }
+        let denominator = variance + epsilon;
+        Self { mean, rstd: if denominator == 0.0 { 0.0 } else { 1.0 / denominator.sqrt() } }
     }
 
     fn normalized(&self, x: f64) -> f64 {

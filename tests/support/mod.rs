@@ -1,7 +1,10 @@
 //! What the tests share: backends, inputs, poisoned buffers, and LayerNorm in more digits than the kernels have.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part of this module")]
 
+pub mod bounds;
+pub mod call;
 pub mod exact;
+pub mod number;
 
 use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut};
 
@@ -9,7 +12,7 @@ use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Stati
 /// failure; without it, what is missing is printed.
 pub fn backends() -> Vec<Backend> {
     let required = std::env::var("LLM_OPERATOR_REQUIRE").unwrap_or_default();
-    for name in required.split(',').filter(|name| !name.is_empty()) {
+    for name in required.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         assert!(
             Backend::from_name(name).is_ok(),
             "this machine lacks the backend {name}, which LLM_OPERATOR_REQUIRE asks for"
