@@ -72,7 +72,7 @@ fn cancelling_y<T: Element>(backend: Backend, width: usize) -> f64 {
 /// `dx` for `dy = y`, which lies along the direction that LayerNorm removes.
 fn cancelling_dx<T: Element>(backend: Backend, width: usize) -> f64 {
     let mut case = Case::<T>::random(1, width, false, false, 50 + width as u64);
-    case.dy = case.run(backend.clone(), 0).y;
+    case.dy = case.run(backend, 0).y;
     let exact = exact::layer_norm(&case);
     let size = exact.rstd[0].value() * greatest(case.dy.iter().map(|dy| dy.to_f64()));
     error(&case.run(backend, 0).dx, &exact.dx, size)
@@ -110,9 +110,9 @@ fn cancelling_is_within_the_bounds<T: Element>() {
     for width in (2..18).chain([33, 64, 100, 768, 5000]) {
         for backend in backends() {
             let what = format!("{}, {backend:?}, width {width}", T::NAME);
-            let y = cancelling_y::<T>(backend.clone(), width);
+            let y = cancelling_y::<T>(backend, width);
             assert!(y <= 4.0, "{what}: y is off by {y:.2} ULP of its terms");
-            let dx = cancelling_dx::<T>(backend.clone(), width);
+            let dx = cancelling_dx::<T>(backend, width);
             assert!(dx <= 4.0, "{what}: dx is off by {dx:.2} ULP of its terms");
             if width <= 100 {
                 let sums = cancelling_sums::<T>(backend, width);
@@ -136,7 +136,7 @@ fn dx_of_rows_in_one_call_or_in_many_has_the_same_bits() {
     for width in [5, 16, 100, 5000] {
         let case = Case::<f32>::random(50, width, true, true, 4);
         for backend in backends() {
-            let whole = case.run(backend.clone(), 0);
+            let whole = case.run(backend, 0);
             for rows in [1, 3, 7, 49] {
                 let mut split = vec![];
                 let statistics = whole.mean.chunks(rows).zip(whole.rstd.chunks(rows));
@@ -145,7 +145,7 @@ fn dx_of_rows_in_one_call_or_in_many_has_the_same_bits() {
                     let mut dx = Framed::new(x.len(), 0);
                     let gradients =
                         GradientsMut { dx: Some(GradientMut::Overwrite(dx.slice_mut())), ..GradientsMut::default() };
-                    case.layer(backend.clone()).backward_into(dy, x, Statistics { mean, rstd }, gradients).unwrap();
+                    case.layer(backend).backward_into(dy, x, Statistics { mean, rstd }, gradients).unwrap();
                     split.extend(dx.finish());
                 }
                 assert_eq!(split, whole.dx, "{backend:?}, width {width}, {rows} rows a call");
@@ -162,11 +162,11 @@ fn only_a_sum_over_rows_that_leaves_the_range_is_infinite() {
         case.x = Random(3).normals(rows * width, 0.0, 1e10);
         case.dy = Random(4).normals(rows * width, 0.0, 1e37);
         let sums = |columns: std::ops::Range<usize>, dbeta: &[f32]| dbeta[columns].iter().all(|sum| sum.is_finite());
-        let found = case.run(backend.clone(), 0);
+        let found = case.run(backend, 0);
         assert!(found.arrays().iter().all(|(_, values)| values.iter().all(|value| value.is_finite())), "{backend:?}");
         // Column 7 alone sums up to 40 times 3e38.
         (0..rows).for_each(|row| case.dy[row * width + 7] = 3e38);
-        let found = case.run(backend.clone(), 0);
+        let found = case.run(backend, 0);
         assert_eq!(found.dbeta[7], f32::INFINITY, "{backend:?}");
         assert!(sums(0..7, &found.dbeta) && sums(8..width, &found.dbeta), "{backend:?}: {:?}", found.dbeta);
         assert!(found.y.iter().chain(&found.dx).all(|value| value.is_finite()), "{backend:?}");
