@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::ArrayD;
 
 use super::error::{CheckError, Probe};
-use super::exhaustive::{Difference, change_of_row};
+use super::exhaustive::{Difference, change_of_loss, change_of_row};
 use super::noise::Noise;
 use super::problem::Problem;
 use crate::Element;
@@ -18,6 +18,8 @@ pub(super) struct Block<'p, T: Element> {
     buffers: Buffers<T>,
     /// The deviation of the rounding noise of each row's loss.
     noise: Vec<f64>,
+    /// Whether the products of a row's loss stay well within the range of the type.
+    in_range: Vec<bool>,
     wide: Vec<f64>,
     widths: Vec<f64>,
     /// What the last call of [`differences`](Self::differences) found, for each row.
@@ -31,6 +33,10 @@ enum Buffers<T> {
     /// All inputs.
     Everything { inputs: Vec<ArrayD<T>>, plus: ArrayD<T>, minus: ArrayD<T> },
 }
+
+/// What the noise of a row's loss lies between where no product of it nears the ends of the range of `f32`.
+const SMALL: f64 = 1e-30;
+const LARGE: f64 = 1e18;
 
 /// Which of the two outputs a forward writes.
 #[derive(Clone, Copy)]
@@ -76,6 +82,7 @@ impl<'p, T: Element> Block<'p, T> {
             rows: self.rows.clone(),
             buffers: Buffers::Everything { inputs: problem.inputs.to_vec(), plus, minus },
             noise: self.noise.clone(),
+            in_range: self.in_range.clone(),
             wide: vec![0.0; count],
             widths: vec![0.0; count],
             found: vec![Difference::UNKNOWN; count],
@@ -92,7 +99,8 @@ impl<'p, T: Element> Block<'p, T> {
         let count = rows.len();
         let unknown = Difference::UNKNOWN;
         let (wide, widths, found) = (vec![0.0; count], vec![0.0; count], vec![unknown; count]);
-        let mut block = Self { problem, k, rows, buffers, noise: Vec::new(), wide, widths, found };
+        let mut block =
+            Self { problem, k, rows, buffers, noise: Vec::new(), in_range: Vec::new(), wide, widths, found };
         block.forward(Side::Plus, || None)?;
         let (plus, _) = block.outputs();
         let width = problem.width();
@@ -102,6 +110,15 @@ impl<'p, T: Element> Block<'p, T> {
                 let outputs = plus[row * width..][..width].iter().zip(&dy[row * width..][..width]);
                 let size: f64 = outputs.map(|(y, dy)| (y.to_f64() * dy.to_f64()).powi(2)).sum();
                 (size * noise.unit_variance(block.rows.start + row)).sqrt()
+            })
+            .collect();
+        block.in_range = block
+            .noise
+            .iter()
+            .zip(dy.chunks(width))
+            .map(|(noise, dy)| {
+                let greatest = dy.iter().fold(0.0, |greatest: f64, dy| greatest.max(dy.to_f64().abs()));
+                (SMALL..LARGE).contains(noise) && greatest < LARGE
             })
             .collect();
         Ok(block)
@@ -190,7 +207,8 @@ impl<'p, T: Element> Block<'p, T> {
     fn change(&self, row: usize) -> f64 {
         let (plus, minus) = self.outputs();
         let outputs = row * self.problem.width()..(row + 1) * self.problem.width();
-        change_of_row(&plus[outputs.clone()], &minus[outputs.clone()], &self.dy()[outputs])
+        let change = if self.in_range[row] { change_of_row } else { change_of_loss };
+        change(&plus[outputs.clone()], &minus[outputs.clone()], &self.dy()[outputs])
     }
 
     /// Sets one column to its original values plus `factor` times the steps.
