@@ -48,8 +48,8 @@
 //! - dgamma and dbeta are within 8 ULP of their largest, for up to 100,000 rows.
 //!   (`accuracy::parameter_gradients_of_many_rows_are_within_the_bounds`,
 //!   `accuracy::parameter_gradients_of_equal_rows_are_within_the_bounds`)
-//! - Where the terms cancel, the error is as small beside them: of y beside `|gamma xhat| + |beta|`, of dx beside
-//!   `rstd max |dy gamma|`, of dgamma and dbeta beside the sum of the magnitudes. (For `dy = y` the exact dx is nearly
+//! - Where the terms cancel, the error is small beside them: of y 4 ULP of `|gamma xhat| + |beta|`, of dx 8 of
+//!   `rstd max |dy gamma|`, of dgamma and dbeta 8 of the sum of the magnitudes. (For `dy = y` the exact dx is nearly
 //!   0, and what is left of it in the element type is mostly rounding.)
 //!   (`contract::results_whose_terms_cancel_are_within_the_bounds_beside_the_terms`)
 //! - Of widths below 16, where that is common, y and dx are computed in twice the digits.

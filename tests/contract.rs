@@ -113,7 +113,9 @@ fn cancelling_is_within_the_bounds<T: Element>() {
             let y = cancelling_y::<T>(backend, width);
             assert!(y <= 4.0, "{what}: y is off by {y:.2} ULP of its terms");
             let dx = cancelling_dx::<T>(backend, width);
-            assert!(dx <= 4.0, "{what}: dx is off by {dx:.2} ULP of its terms");
+            // The saved rstd is rounded, and stands twice in the term that cancels: that alone is up to 2 ULP, and some six
+            // roundings of half an ULP to one are added to it.
+            assert!(dx <= 8.0, "{what}: dx is off by {dx:.2} ULP of its terms");
             if width <= 100 {
                 let sums = cancelling_sums::<T>(backend, width);
                 assert!(

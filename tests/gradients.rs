@@ -70,6 +70,24 @@ fn rows_far_from_zero_pass() {
     }
 }
 
+/// Upstream gradients near both ends of the range of `f32`, whose products with differences leave it.
+#[test]
+fn huge_and_tiny_upstream_gradients_pass() {
+    fn passes<T: Element>(scale: f64) {
+        let operation = LayerNormOperation::new(&[12, 40]).gamma().beta();
+        let (inputs, dy) = random_inputs::<T>(&operation, 11);
+        let dy = dy.mapv(|dy| T::from_f64(scale * dy.to_f64()));
+        for mode in [Mode::Local, Mode::Exhaustive] {
+            let report = GradCheck::new().mode(mode).run::<T>(&operation, &inputs, &dy).unwrap();
+            assert_eq!(report.verdict, Verdict::Passed, "{} {scale:e}, {mode}: {report}", T::NAME);
+        }
+    }
+    for scale in [1e-35, 1e-20, 1e20, 1e36] {
+        passes::<f32>(scale);
+        passes::<f64>(scale);
+    }
+}
+
 /// LayerNorm whose gradients are spoiled after they are computed.
 struct Spoiled<T> {
     right: LayerNormOperation,
