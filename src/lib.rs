@@ -60,6 +60,10 @@
 //!   `forward::finite_rows_at_the_ends_of_the_range_give_finite_values`,
 //!   `extremes::subnormal_rows_with_an_ordinary_epsilon`, `extremes::tiny_gradients`,
 //!   `extremes::huge_parameters_and_gradients`)
+//! - What a factor alone loses below the range is lost: a subnormal `xhat` beside a huge gamma or dy, and in f64 a
+//!   `dy gamma` whose factors are both next to nothing beside others of their row.
+//!   (`any_bits::any_finite_bits_in_f32_are_within_the_bounds`,
+//!   `any_bits::any_finite_bits_in_f64_are_within_the_bounds`)
 //! - Only a sum over rows that leaves the range on the way is infinite.
 //!   (`contract::only_a_sum_over_rows_that_leaves_the_range_is_infinite`)
 //! - A row with NaN or an infinity in x or dy gives NaN in that row, and leaves all others alone; dgamma and dbeta are
