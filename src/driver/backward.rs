@@ -63,8 +63,7 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, wants_sums: bool
     let backend = job.backend;
     job.split(0, part, parallel, place, Some(&mut sums));
     add_parts(backend, &mut sums, len);
-    let mut dbeta = sums[ParameterSums::<T>::start_of_dbeta(width)..len].to_vec();
-    dbeta.truncate(width);
+    let dbeta = sums[ParameterSums::<T>::start_of_dbeta(width)..][..width].to_vec();
     sums.truncate(width);
     Some((sums, dbeta))
 }

@@ -239,8 +239,8 @@ impl<T: Element> Backward<'_, T> {
         }
     }
 
-    /// Full batches: the sums of the first are taken, then the gradients of each are written while the sums of the next are
-    /// taken, and then those of the last.
+    /// Full batches: of each the sums are taken, and then its gradients are written; with `FUSED`, dx of each is written while
+    /// the sums of the next are taken.
     #[inline(always)]
     fn batches<I: Isa, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool>(
         &mut self,
