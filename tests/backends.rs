@@ -62,13 +62,20 @@ fn hard_rows_have_the_bits_of_the_model() {
 }
 
 /// Rows of whole cache lines and not, streamed a batch at a time (below 1 KiB) and alone, of one segment and of
-/// several.
+/// several; dgamma and dbeta of one group of rows and of two.
 fn streaming_changes_no_bit<T: Element>() {
-    for width in [16, 17, 64, 100, 128, 255, 256, 300, 768, 5000] {
-        let mut case = Case::<T>::random(19, width, true, true, 6);
-        // A row outside the ordinary range is written again after it was streamed.
-        case.x[3 * width..4 * width].fill(T::from_f64(0.0));
-        case.x[3 * width + 1] = T::from_f64(1e-30);
+    for (rows, width) in [16, 17, 64, 100, 128, 255, 256, 300, 768, 5000].map(|width| (19, width)).into_iter().chain([
+        (141, 16),
+        (141, 65),
+        (270, 200),
+    ]) {
+        let mut case = Case::<T>::random(rows, width, true, true, 6);
+        // Rows outside the ordinary range are written again after they were streamed: in the middle of a block of eight, at
+        // its ends, all of one, and the last of all.
+        for row in [3, 7, 8, 16, 17, 18, 19, 20, 21, 22, 23, 130, rows - 1].into_iter().filter(|row| *row < rows) {
+            case.x[row * width..(row + 1) * width].fill(T::from_f64(0.0));
+            case.x[row * width + 1] = T::from_f64(1e-30);
+        }
         for backend in backends() {
             for offset in [0, 1, 4, 13] {
                 let layer = case.layer(backend);

@@ -124,7 +124,7 @@ impl<T: Element> BackwardJob<'_, '_, T> {
         let rows = mean.len();
         let in_place = x.is_contiguous() && dy.is_contiguous();
         let step = if in_place { rows.max(1) } else { GROUP };
-        let (mut x_gathered, mut dy_gathered, mut staged) = (Vec::new(), Vec::new(), Vec::new());
+        let [mut x_gathered, mut dy_gathered, mut staged, mut block] = [(); 4].map(|()| Vec::new());
         // The sums of one group, at a multiple of 64 bytes, and what adding them up lost; the first group needs neither.
         let len = if sums.is_some() && rows > GROUP { ParameterSums::<T>::len(width) } else { 0 };
         let mut lost = vec![T::ZERO; len];
@@ -149,6 +149,7 @@ impl<T: Element> BackwardJob<'_, '_, T> {
                 }),
                 place,
                 staged: &mut staged,
+                block: &mut block,
             };
             T::run(backend, Work::Backward(kernel));
         }

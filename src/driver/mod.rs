@@ -112,7 +112,7 @@ impl Streaming {
     /// The decision for a call that touches so many bytes.
     fn decided(self, bytes: usize) -> Self {
         match self {
-            Self::Auto if bytes > cache::last_level() / 2 => Self::Always,
+            Self::Auto if bytes >= cache::last_level().min(16 << 20) / 2 => Self::Always,
             Self::Auto => Self::Never,
             decided => decided,
         }

@@ -94,20 +94,44 @@ pub(super) const RUN: usize = 8;
 /// Chunks of a row that its pilot is the mean of, at most.
 const PILOT: usize = 4;
 
-/// A number near the mean of a row of one chunk at least; of a constant row the constant.
+/// The chunks of a row that its pilot is the mean of, added up.
 ///
-/// The number of elements that it is the mean of is a power of two: sums of equal numbers are then exact.
+/// The number of elements is a power of two: sums of equal numbers are then exact.
 #[inline(always)]
-pub(super) fn pilot<T: Element, I: Isa>(isa: I, row: &[T]) -> T {
+fn pilot_chunks<T: Element, I: Isa>(isa: I, row: &[T]) -> T::Lanes<I> {
     let chunks = T::chunks(row).0;
     let step = chunks.len() / PILOT;
     // Not `map`: a closure handed to library code is compiled without this instruction set.
     let load = |k: usize| T::Lanes::load(isa, &chunks[k * step]);
-    T::from_f64(if step > 0 {
-        ((load(0) + load(1)) + (load(2) + load(3))).lane_sum().to_f64() / (PILOT * T::LANES) as f64
-    } else {
-        load(0).lane_sum().to_f64() / T::LANES as f64
-    })
+    if step > 0 { (load(0) + load(1)) + (load(2) + load(3)) } else { load(0) }
+}
+
+/// The share of one element in the mean of those chunks.
+#[inline(always)]
+fn pilot_share<T: Element>(width: usize) -> f64 {
+    1.0 / (if width >= PILOT * T::LANES { PILOT * T::LANES } else { T::LANES }) as f64
+}
+
+/// The pilots of the rows in `x`, at most [`BATCH`] of at least one chunk: numbers near their means; of a constant row the
+/// constant. They are summed together, so that no row waits for its own.
+#[inline(always)]
+pub(super) fn pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> [T; BATCH] {
+    let mut registers = [T::Lanes::splat(isa, T::ZERO); BATCH];
+    for (row, register) in x.chunks_exact(width).zip(&mut registers) {
+        *register = pilot_chunks(isa, row);
+    }
+    rounded(T::Lanes::sums(isa, &registers) * I::F64::splat(isa, pilot_share::<T>(width)))
+}
+
+/// Asks for what the pilots of the rows in `x` are made of.
+#[inline(always)]
+pub(super) fn prefetch_pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) {
+    for row in x.chunks_exact(width) {
+        let chunks = T::chunks(row).0;
+        for k in 0..PILOT {
+            isa.prefetch(&chunks[k * (chunks.len() / PILOT)]);
+        }
+    }
 }
 
 /// `sum(d)` and `sum(d * d)` of `d = x - pilot` over whole rows, at most [`BATCH`] of them.

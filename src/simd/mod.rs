@@ -93,9 +93,6 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
     /// The sum over the lanes, in `f64`: the upper half is added to the lower half until one lane is left.
     fn sum(self) -> f64;
 
-    /// The same sum in the type of the elements.
-    fn lane_sum(self) -> E;
-
     /// [`sum`](Self::sum) of eight registers: transposed, they take fewer additions than one by one.
     #[inline(always)]
     fn sums(isa: I, registers: &[Self; BATCH]) -> I::F64 {

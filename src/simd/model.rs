@@ -80,10 +80,6 @@ macro_rules! model_lanes {
             fn sum(self) -> f64 {
                 sum_of_lanes(self.0.map(f64::from))
             }
-
-            fn lane_sum(self) -> $element {
-                sum_of_lanes(self.0)
-            }
         }
     };
 }

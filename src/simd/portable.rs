@@ -67,11 +67,6 @@ macro_rules! portable_lanes {
                 // `reduce_add` adds in an order that depends on the build.
                 sum_of_lanes(self.to_array().map(f64::from))
             }
-
-            #[inline(always)]
-            fn lane_sum(self) -> $element {
-                sum_of_lanes(self.to_array())
-            }
         }
     };
 }

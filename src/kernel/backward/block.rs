@@ -33,26 +33,26 @@ pub(super) struct Block<'a, T, I> {
 impl<T: Element, I: Isa> Block<'_, T, I> {
     /// Some of the columns.
     #[inline(always)]
-    pub(super) fn columns<const WRITE: u8, const MODE: u8>(&mut self, columns: Range<usize>) {
+    pub(super) fn columns<const WRITE: u8, const MODE: u8, const CONTINUED: bool>(&mut self, columns: Range<usize>) {
         let mut column = columns.start;
         while column + TILE * T::LANES <= columns.end {
-            self.tile::<WRITE, MODE, TILE>(column);
+            self.tile::<WRITE, MODE, CONTINUED, TILE>(column);
             column += TILE * T::LANES;
         }
         while column + T::LANES <= columns.end {
-            self.tile::<WRITE, MODE, 1>(column);
+            self.tile::<WRITE, MODE, CONTINUED, 1>(column);
             column += T::LANES;
         }
         if column < columns.end {
-            self.tail::<MODE>(column..columns.end);
+            self.tail::<MODE, CONTINUED>(column..columns.end);
         }
     }
 
     /// `CHUNKS` chunks of columns.
     #[inline(always)]
-    fn tile<const WRITE: u8, const MODE: u8, const CHUNKS: usize>(&mut self, column: usize) {
+    fn tile<const WRITE: u8, const MODE: u8, const CONTINUED: bool, const CHUNKS: usize>(&mut self, column: usize) {
         let (isa, width) = (self.isa, self.width);
-        let load = |chunk| T::Lanes::load(isa, chunk);
+        let load = |chunk: &T::Chunk| T::Lanes::load(isa, chunk);
         let len = CHUNKS * T::LANES;
         let zero = T::Lanes::splat(isa, T::ZERO);
         let mut gamma = [zero; CHUNKS];
@@ -61,6 +61,13 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             let chunks = chunks::<T, CHUNKS>(&self.gamma[column..column + len]);
             for n in 0..CHUNKS {
                 gamma[n] = load(&chunks[n]);
+            }
+        }
+        if MODE == FULL && CONTINUED {
+            let a = chunks::<T, CHUNKS>(&self.dgamma[column..column + len]);
+            let b = chunks::<T, CHUNKS>(&self.dbeta[column..column + len]);
+            for n in 0..CHUNKS {
+                (dgamma[n], dbeta[n]) = (load(&a[n]), load(&b[n]));
             }
         }
         for i in self.written.clone() {
@@ -86,19 +93,28 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
         let b = chunks_mut::<T, CHUNKS>(&mut self.dbeta[column..column + len]);
         for n in 0..CHUNKS {
             let (a, b) = (&mut a[n], &mut b[n]);
-            (T::Lanes::load(isa, a) + dgamma[n]).store(a);
-            (T::Lanes::load(isa, b) + dbeta[n]).store(b);
+            if CONTINUED {
+                dgamma[n].store(a);
+                dbeta[n].store(b);
+            } else {
+                (load(a) + dgamma[n]).store(a);
+                (load(b) + dbeta[n]).store(b);
+            }
         }
     }
 
     /// Fewer columns than a register has lanes.
     #[inline(always)]
-    fn tail<const MODE: u8>(&mut self, columns: Range<usize>) {
+    fn tail<const MODE: u8, const CONTINUED: bool>(&mut self, columns: Range<usize>) {
         let (isa, width) = (self.isa, self.width);
         let zero = T::Lanes::splat(isa, T::ZERO);
         let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
         let gamma = if MODE == PLAIN { None } else { Some(load(&self.gamma[columns.clone()])) };
-        let (mut dgamma, mut dbeta) = (zero, zero);
+        let (mut dgamma, mut dbeta) = if MODE == FULL && CONTINUED {
+            (load(&self.dgamma[columns.clone()]), load(&self.dbeta[columns.clone()]))
+        } else {
+            (zero, zero)
+        };
         for i in self.written.clone() {
             let place = i * width + columns.start..i * width + columns.end;
             let dy = load(&self.dy[place.clone()]);
@@ -112,8 +128,13 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             return;
         }
         let (a, b) = (&mut self.dgamma[columns.clone()], &mut self.dbeta[columns]);
-        (load(a) + dgamma).store_tail(a);
-        (load(b) + dbeta).store_tail(b);
+        if CONTINUED {
+            dgamma.store_tail(a);
+            dbeta.store_tail(b);
+        } else {
+            (load(a) + dgamma).store_tail(a);
+            (load(b) + dbeta).store_tail(b);
+        }
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Backward<'a, T> {
     pub(crate) place: Place,
     /// Room for dx on its way past the caches, or to be added.
     pub(crate) staged: &'a mut Vec<T>,
+    /// Room for dgamma and dbeta of eight rows.
+    pub(crate) block: &'a mut Vec<T>,
 }
 
 /// Sums of dgamma and dbeta: [`len`](Self::len) elements each, those of dbeta after those of dgamma.
@@ -94,9 +96,25 @@ impl<T: Element> ParameterSums<'_, T> {
     /// dgamma and dbeta of the group.
     #[inline(always)]
     fn of_group(&mut self, width: usize) -> (&mut [T], &mut [T]) {
-        let group = if self.is_first { &mut *self.total } else { &mut *self.group };
-        let (dgamma, dbeta) = group.split_at_mut(Self::start_of_dbeta(width));
+        Self::halves(if self.is_first { self.total } else { self.group }, width)
+    }
+
+    /// dgamma and dbeta of an array of both.
+    #[inline(always)]
+    fn halves(both: &mut [T], width: usize) -> (&mut [T], &mut [T]) {
+        let (dgamma, dbeta) = both.split_at_mut(Self::start_of_dbeta(width));
         (&mut dgamma[..width], &mut dbeta[..width])
+    }
+
+    /// Adds a block of rows to the group, and leaves zeros.
+    #[inline(always)]
+    fn add_block<I: Isa>(&mut self, isa: I, block: &mut [T]) {
+        let group = T::chunks_mut(if self.is_first { self.total } else { self.group }).0;
+        let zero = T::Lanes::splat(isa, T::ZERO);
+        for (group, block) in group.iter_mut().zip(T::chunks_mut(block).0) {
+            (T::Lanes::load(isa, group) + T::Lanes::load(isa, block)).store(group);
+            zero.store(block);
+        }
     }
 
     /// Adds the group to the totals, and starts another.
@@ -121,7 +139,7 @@ impl<T: Element> Kernel for Backward<'_, T> {
         let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
         let streams = self.place == Place::Memory && is_aligned;
-        let near = self.place == Place::Near;
+        let (near, far) = (self.place == Place::Near, self.place == Place::Memory);
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
@@ -131,12 +149,14 @@ impl<T: Element> Kernel for Backward<'_, T> {
             };
         }
         match (self.parameters.gamma.is_some(), self.sums.is_some()) {
-            (false, _) if near => self.all_rows::<I, STORED, PLAIN, true>(isa),
-            (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, false>(isa),
+            (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true>(isa),
+            (false, _) if near || far => self.all_rows::<I, STORED, PLAIN, true>(isa),
             (false, _) => self.all_rows::<I, STORED, PLAIN, false>(isa),
-            (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, false>(isa),
+            (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, true>(isa),
+            (true, false) if far => self.all_rows::<I, STORED, SCALED, true>(isa),
             (true, false) => self.all_rows::<I, STORED, SCALED, false>(isa),
-            (true, true) if streams => self.all_rows::<I, STREAMED, FULL, false>(isa),
+            (true, true) if streams => self.all_rows::<I, STREAMED, FULL, true>(isa),
+            (true, true) if far => self.all_rows::<I, STORED, FULL, true>(isa),
             (true, true) => self.all_rows::<I, STORED, FULL, false>(isa),
         }
         if self.place == Place::Memory {
@@ -162,12 +182,15 @@ impl Plan {
     const BATCH_BYTES: usize = 12 << 10;
     /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
     const STAGED: usize = 64;
+    /// Chunks from one that is read to the one that is asked for.
+    const AHEAD: usize = 64;
 
     fn new<T: Element>(width: usize, is_fused: bool) -> Self {
         let most = Self::BATCH_BYTES / (width * size_of::<T>());
         Self {
             width,
-            batch: if is_fused { most.clamp(1, BATCH) } else { BATCH },
+            // A part of a block of eight.
+            batch: if is_fused { 1 << most.clamp(1, BATCH).ilog2() } else { BATCH },
             tile: width.min(super::segment::<T>()),
             staged: width,
         }
@@ -192,6 +215,17 @@ struct Batch<T> {
     is_ordinary: [bool; BATCH],
     /// Whether all are.
     ordinary: bool,
+}
+
+/// How many rows were added up.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    /// In the group, blocks of eight.
+    in_group: usize,
+    /// Of the next block.
+    in_block: usize,
+    /// Whether the array of the block holds any of them.
+    is_pending: bool,
 }
 
 impl<T: Element> Backward<'_, T> {
@@ -220,7 +254,10 @@ impl<T: Element> Backward<'_, T> {
         let rows = self.mean.len();
         let mut plan = Plan::new::<T>(width, FUSED);
         let mut first = 0;
-        let mut in_group = 0;
+        let mut counts = Counts::default();
+        let mut buffer = std::mem::take(self.block);
+        let block = room(&mut buffer, if FUSED && MODE == FULL { ParameterSums::<T>::len(width) } else { 0 });
+        block.fill(T::ZERO);
         // The last batch may have fewer rows.
         while first < rows {
             plan.batch = plan.batch.min(rows - first);
@@ -228,15 +265,19 @@ impl<T: Element> Backward<'_, T> {
             first = full.end;
             let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH && MODE != SCALED;
             match width / T::LANES {
-                4 if is_known => self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut in_group),
-                _ => self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut in_group),
+                4 if is_known => self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block),
+                _ => self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block),
             }
         }
-        if let Some(sums) = &mut self.sums
-            && in_group > 0
-        {
-            sums.close_group(isa);
+        if let Some(sums) = &mut self.sums {
+            if counts.is_pending {
+                sums.add_block(isa, block);
+            }
+            if counts.in_group + counts.in_block > 0 {
+                sums.close_group(isa);
+            }
         }
+        *self.block = buffer;
     }
 
     /// Full batches: of each the sums are taken, and then its gradients are written; with `FUSED`, dx of each is written while
@@ -247,7 +288,8 @@ impl<T: Element> Backward<'_, T> {
         isa: I,
         plan: Plan,
         rows: Range<usize>,
-        in_group: &mut usize,
+        counts: &mut Counts,
+        block: &mut [T],
     ) {
         // dx that is not at multiples of 64 bytes goes past the caches by way of a buffer, and so does one that is
         // added to, or that nobody wants.
@@ -255,31 +297,31 @@ impl<T: Element> Backward<'_, T> {
         let is_staged = WRITE == STORED && (self.place == Place::Memory || !is_overwritten);
         let mut buffer = std::mem::take(self.staged);
         let mut plan = plan;
-        if is_staged && !FUSED {
+        if is_staged && !(FUSED && plan.width <= Plan::STAGED * T::LANES) {
             plan.tile = plan.tile.min(Plan::STAGED * T::LANES);
             plan.staged = plan.tile;
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
         let batch = Batch { rows: Coefficients::default(), is_ordinary: [true; BATCH], ordinary: true };
-        let mut pipeline = Pipeline { isa, plan, rows, batch, staged, in_group, backward: self };
+        let mut pipeline = Pipeline { isa, plan, rows, batch, staged, counts, block, backward: self };
         if FUSED {
-            isa.run(Step::<_, _, NOT_WRITTEN, true, MODE>(&mut pipeline, 0..0));
+            isa.run(Step::<_, _, NOT_WRITTEN, true, MODE, FUSED>(&mut pipeline, 0..0));
             while !pipeline.rows.is_empty() {
                 if pipeline.batch.ordinary {
-                    pipeline.step::<CHUNKS, WRITE, true, MODE>(0..plan.batch);
+                    pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
                 } else {
-                    pipeline.careful_batch::<WRITE, MODE>();
-                    isa.run(Step::<_, _, NOT_WRITTEN, true, MODE>(&mut pipeline, 0..0));
+                    pipeline.careful_batch::<WRITE, MODE, FUSED>();
+                    isa.run(Step::<_, _, NOT_WRITTEN, true, MODE, FUSED>(&mut pipeline, 0..0));
                 }
             }
-            pipeline.careful_batch::<WRITE, MODE>();
+            pipeline.careful_batch::<WRITE, MODE, FUSED>();
         } else {
             while !pipeline.rows.is_empty() {
-                pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE>(0..0);
+                pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE, FUSED>(0..0);
                 if pipeline.batch.ordinary {
-                    pipeline.step::<CHUNKS, WRITE, false, MODE>(0..plan.batch);
+                    pipeline.step::<CHUNKS, WRITE, false, MODE, FUSED>(0..plan.batch);
                 } else {
-                    pipeline.careful_batch::<WRITE, MODE>();
+                    pipeline.careful_batch::<WRITE, MODE, FUSED>();
                 }
             }
         }
@@ -298,26 +340,27 @@ struct Pipeline<'f, 'a, T, I> {
     batch: Batch<T>,
     /// A batch of short rows of dx, or a tile of a long one.
     staged: &'f mut [T],
-    /// Rows in the group of dgamma and dbeta.
-    in_group: &'f mut usize,
+    counts: &'f mut Counts,
+    /// dgamma and dbeta of up to eight rows, where fused.
+    block: &'f mut [T],
     backward: &'f mut Backward<'a, T>,
 }
 
 /// A step of a pipeline as a function of its own, for those that are seldom taken: they are compiled once for all widths.
 #[derive(Debug)]
-struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const MODE: u8>(
+struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool>(
     &'p mut Pipeline<'f, 'a, T, J>,
     Range<usize>,
 );
 
-impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8> Kernel
-    for Step<'_, '_, '_, T, J, WRITE, SUM, MODE>
+impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool> Kernel
+    for Step<'_, '_, '_, T, J, WRITE, SUM, MODE, FUSED>
 {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.0.step::<0, WRITE, SUM, MODE>(self.1);
+        self.0.step::<0, WRITE, SUM, MODE, FUSED>(self.1);
     }
 }
 
@@ -325,7 +368,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Writes the gradients of the rows `written` of a batch, where `WRITE` says so, and takes the sums of the next, where
     /// `SUM` does.
     #[inline(always)]
-    fn step<const CHUNKS: usize, const WRITE: u8, const SUM: bool, const MODE: u8>(&mut self, written: Range<usize>) {
+    fn step<const CHUNKS: usize, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool>(
+        &mut self,
+        written: Range<usize>,
+    ) {
         let isa = self.isa;
         let Plan { width, batch, tile, staged } = self.plan.known::<T, CHUNKS>();
         let is_long = CHUNKS == 0 && width > super::segment::<T>();
@@ -336,6 +382,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if MODE == PLAIN { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let (dgamma, dbeta) = match parameter_sums {
+            Some(_) if MODE == FULL && WRITE != NOT_WRITTEN && FUSED => ParameterSums::halves(self.block, width),
             Some(sums) if MODE == FULL && WRITE != NOT_WRITTEN => sums.of_group(width),
             _ => (&mut [][..], &mut [][..]),
         };
@@ -352,24 +399,41 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let mut totals = [[CompensatedSum::default(); BATCH]; 3];
         for start in (0..width).step_by(tile) {
             let end = width.min(start + tile);
-            let dx_place = if is_staged { &mut *self.staged } else { &mut *dx };
             if SUM {
                 for i in 0..batch {
                     let here = i * width + start..i * width + end;
                     let written = if WRITE == NOT_WRITTEN { 0..0 } else { here.clone() };
+                    let has_sums = MODE == FULL && WRITE != NOT_WRITTEN;
+                    let ahead = if WRITE == NOT_WRITTEN {
+                        0..0
+                    } else {
+                        let ahead = (next * width + here.start + Plan::AHEAD * T::LANES).min(x.len() - (end - start));
+                        ahead..ahead + (end - start)
+                    };
                     let piece = Piece {
                         x: &written_x[written.clone()],
                         dy: &written_dy[written.clone()],
-                        dx: &mut dx_place[written],
+                        dx: match (is_staged, staged < width) {
+                            (true, true) => &mut self.staged[..written.len()],
+                            (true, false) => &mut self.staged[written.clone()],
+                            (false, _) => &mut dx[written.clone()],
+                        },
                         gamma: if MODE == PLAIN { &[] } else { &gamma[start..end] },
+                        dgamma: if has_sums { &mut dgamma[start..end] } else { &mut [] },
+                        dbeta: if has_sums { &mut dbeta[start..end] } else { &mut [] },
                         summed_x: &summed_x[here.clone()],
                         summed_dy: &summed_dy[here],
+                        ahead_x: &x[ahead.clone()],
+                        ahead_dy: &dy[ahead],
                     };
                     let about = [T::Lanes::splat(isa, about.0[i]), T::Lanes::splat(isa, about.1[i])];
                     let row = self.batch.rows.splat(isa, i);
                     let sums = RowSums { g: sum_g[i], h: sum_h[i], product: product[i] };
                     let sums = piece.run::<I, WRITE, MODE>(isa, row, about, sums);
                     (sum_g[i], sum_h[i], product[i]) = (sums.g, sums.h, sums.product);
+                    if WRITE != NOT_WRITTEN && is_staged && staged < width && !dx.is_empty() {
+                        put(isa, &self.staged[..end - start], &mut dx[written], accumulate);
+                    }
                 }
             } else {
                 let mut block = Block {
@@ -377,7 +441,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     width,
                     x: written_x,
                     dy: written_dy,
-                    dx: &mut *dx_place,
+                    dx: if is_staged { &mut *self.staged } else { &mut *dx },
                     dx_start: if is_staged && staged < width { start } else { 0 },
                     dx_stride: if is_staged { staged } else { width },
                     written: written.clone(),
@@ -386,7 +450,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     dgamma: &mut *dgamma,
                     dbeta: &mut *dbeta,
                 };
-                block.columns::<WRITE, MODE>(start..end);
+                block.columns::<WRITE, MODE, FUSED>(start..end);
                 if is_staged && staged < width && !dx.is_empty() {
                     for i in written.clone() {
                         let dx = &mut dx[i * width + start..i * width + end];
@@ -410,7 +474,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 put(isa, &self.staged[here.clone()], &mut dx[here], accumulate);
             }
             if MODE == FULL {
-                self.count_rows(written.len());
+                self.counts.is_pending = FUSED;
+                self.count_rows::<FUSED>(written.len());
             }
         }
         if SUM {
@@ -425,15 +490,29 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
     }
 
-    /// Counts rows whose dgamma and dbeta were added to the group.
+    /// Counts rows whose dgamma and dbeta were added to the block, where fused, or to the group.
     #[inline(always)]
-    fn count_rows(&mut self, rows: usize) {
-        *self.in_group += rows;
-        if *self.in_group >= GROUP
+    fn count_rows<const FUSED: bool>(&mut self, rows: usize) {
+        self.counts.in_block += rows;
+        if self.counts.in_block >= BATCH || !FUSED {
+            self.add_block();
+            self.counts.in_group += std::mem::take(&mut self.counts.in_block);
+            if self.counts.in_group >= GROUP
+                && let Some(sums) = &mut self.backward.sums
+            {
+                sums.close_group(self.isa);
+                self.counts.in_group = 0;
+            }
+        }
+    }
+
+    /// Adds the block to the group, if it holds anything.
+    #[inline(always)]
+    fn add_block(&mut self) {
+        if std::mem::take(&mut self.counts.is_pending)
             && let Some(sums) = &mut self.backward.sums
         {
-            sums.close_group(self.isa);
-            *self.in_group = 0;
+            sums.add_block(self.isa, self.block);
         }
     }
 
@@ -481,7 +560,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
 
     /// Writes the gradients of the batch before, row by row where some of them are not ordinary.
     #[inline(always)]
-    fn careful_batch<const WRITE: u8, const MODE: u8>(&mut self) {
+    fn careful_batch<const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self) {
         let isa = self.isa;
         let Plan { width, batch, .. } = self.plan;
         let mut start = 0;
@@ -491,10 +570,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 while end < batch && self.batch.is_ordinary[end] {
                     end += 1;
                 }
-                isa.run(Step::<_, _, WRITE, false, MODE>(self, start..end));
+                isa.run(Step::<_, _, WRITE, false, MODE, FUSED>(self, start..end));
             } else {
                 let row = self.rows.start - batch + start;
                 let span = row * width..(row + 1) * width;
+                self.add_block();
                 let Backward { parameters, x, dy, dx, sums, .. } = &mut *self.backward;
                 let targets = Targets {
                     dx: dx.as_mut().map(|(dx, accumulate)| (&mut dx[span.clone()], *accumulate)),
@@ -502,7 +582,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 };
                 rescued_row(parameters, &x[span.clone()], &dy[span], targets);
                 if MODE == FULL {
-                    self.count_rows(1);
+                    self.count_rows::<FUSED>(1);
                 }
             }
             start = end;

@@ -1,6 +1,6 @@
 //! The loop over the columns of a row that takes its sums, and may write dx of a row of the batch before at the same time.
 
-use super::PLAIN;
+use super::{FULL, PLAIN};
 use crate::Element;
 use crate::kernel::streams::{Streams, Used};
 use crate::kernel::{NOT_WRITTEN, STREAMED};
@@ -137,9 +137,15 @@ pub(super) struct Piece<'a, T> {
     pub(super) dy: &'a [T],
     pub(super) dx: &'a mut [T],
     pub(super) gamma: &'a [T],
+    /// What the row adds to, where dgamma and dbeta are wanted.
+    pub(super) dgamma: &'a mut [T],
+    pub(super) dbeta: &'a mut [T],
     /// Columns of the row whose sums are taken.
     pub(super) summed_x: &'a [T],
     pub(super) summed_dy: &'a [T],
+    /// Elements of x and dy to ask for: they are read soon.
+    pub(super) ahead_x: &'a [T],
+    pub(super) ahead_dy: &'a [T],
 }
 
 /// What is done to each chunk.
@@ -151,28 +157,42 @@ struct Loop<T: Element, I: Isa, const WRITE: u8, const MODE: u8> {
     about: [T::Lanes<I>; 2],
 }
 
-/// x, dy, gamma, summed x and dy are read; dx is written.
-type Arrays<'a, C> = Streams<'a, C, 5, 1>;
+/// x, dy, gamma, summed x and dy are read, x and dy ahead are asked for; dx, dgamma and dbeta are written.
+type Arrays<'a, C> = Streams<'a, C, 7, 3>;
 
 impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE> {
     const GAMMA: bool = MODE != PLAIN;
-    const USED: Used<5, 1> = Used {
-        read: [WRITE != NOT_WRITTEN, WRITE != NOT_WRITTEN, Self::GAMMA, true, true],
-        written: [WRITE != NOT_WRITTEN],
+    const SUMS: bool = MODE == FULL && WRITE != NOT_WRITTEN;
+    /// What is written at all is fused, and fused rows may come from far.
+    const AHEAD: bool = WRITE != NOT_WRITTEN;
+    const USED: Used<7, 3> = Used {
+        read: [WRITE != NOT_WRITTEN, WRITE != NOT_WRITTEN, Self::GAMMA, true, true, Self::AHEAD, Self::AHEAD],
+        written: [WRITE != NOT_WRITTEN, Self::SUMS, Self::SUMS],
     };
 
     /// One chunk of each: dx is written, and what the other row's sums take is given.
     #[inline(always)]
     fn chunk(self, arrays: &mut Arrays<'_, T::Chunk>, k: usize) -> Terms<T::Lanes<I>> {
-        let load = |chunk| T::Lanes::load(self.isa, chunk);
-        let [x, dy, gamma, summed_x, summed_dy] = arrays.read;
+        let load = |chunk: &T::Chunk| T::Lanes::load(self.isa, chunk);
+        let [x, dy, gamma, summed_x, summed_dy, ahead_x, ahead_dy] = arrays.read;
+        if Self::AHEAD {
+            self.isa.prefetch(&ahead_x[k]);
+            self.isa.prefetch(&ahead_dy[k]);
+        }
         let gamma = if Self::GAMMA { Some(load(&gamma[k])) } else { None };
         // Loads before stores: where all arrays are at the same distance from a multiple of 4 KiB, a load after a store to
         // the same distance would wait for it.
         let terms = Terms::new(self.about, load(&summed_x[k]), load(&summed_dy[k]), gamma);
         if WRITE != NOT_WRITTEN {
-            let (_, value) = self.coefficients.gradient(load(&x[k]), load(&dy[k]), gamma);
-            let dx = &mut arrays.written[0][k];
+            let dy = load(&dy[k]);
+            let (xhat, value) = self.coefficients.gradient(load(&x[k]), dy, gamma);
+            let [dx, dgamma, dbeta] = &mut arrays.written;
+            if Self::SUMS {
+                let (dgamma, dbeta) = (&mut dgamma[k], &mut dbeta[k]);
+                dy.mul_add(xhat, load(dgamma)).store(dgamma);
+                (load(dbeta) + dy).store(dbeta);
+            }
+            let dx = &mut dx[k];
             if WRITE == STREAMED { value.stream(dx) } else { value.store(dx) }
         }
         terms
@@ -183,7 +203,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
     fn tail(self, arrays: Arrays<'_, T>, sums: &mut RowSums<T::Lanes<I>>) {
         let zero = T::Lanes::splat(self.isa, T::ZERO);
         let load = |values: &[T]| T::Lanes::load_tail(self.isa, values, zero);
-        let [x, dy, gamma, summed_x, summed_dy] = arrays.read;
+        let [x, dy, gamma, summed_x, summed_dy, ..] = arrays.read;
         let gamma = if Self::GAMMA && !gamma.is_empty() { Some(load(gamma)) } else { None };
         if !summed_x.is_empty() {
             // Lanes without an element have h and g zero.
@@ -191,8 +211,14 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
             *sums = sums.plus(Terms::new(self.about, x, load(summed_dy), gamma));
         }
         if WRITE != NOT_WRITTEN && !x.is_empty() {
-            let [dx] = arrays.written;
-            self.coefficients.gradient(load(x), load(dy), gamma).1.store_tail(dx);
+            let [dx, dgamma, dbeta] = arrays.written;
+            let dy = load(dy);
+            let (xhat, value) = self.coefficients.gradient(load(x), dy, gamma);
+            if Self::SUMS {
+                dy.mul_add(xhat, load(dgamma)).store_tail(dgamma);
+                (load(dbeta) + dy).store_tail(dbeta);
+            }
+            value.store_tail(dx);
         }
     }
 }
@@ -211,9 +237,10 @@ impl<T: Element> Piece<'_, T> {
     ) -> RowSums<T::Lanes<I>> {
         let this = Loop::<T, I, WRITE, MODE> { isa, coefficients, about };
         let used = Loop::<T, I, WRITE, MODE>::USED;
-        let Self { x, dy, dx, gamma, summed_x, summed_dy } = self;
+        let Self { x, dy, dx, gamma, dgamma, dbeta, summed_x, summed_dy, ahead_x, ahead_dy } = self;
         let len = summed_x.len() / T::LANES;
-        let arrays = Arrays { read: [x, dy, gamma, summed_x, summed_dy], written: [dx] };
+        let arrays =
+            Arrays { read: [x, dy, gamma, summed_x, summed_dy, ahead_x, ahead_dy], written: [dx, dgamma, dbeta] };
         let (chunks, tails) = arrays.into_chunks();
         let (groups, rest) = chunks.cut(used, len).into_groups::<GROUP>();
         let (group_count, rest_len) = (len / GROUP, len % GROUP);

@@ -108,7 +108,7 @@ impl Plan {
     /// Chunks in a tile of a longer row: whole runs, and a segment has a whole number of tiles.
     const TILE: usize = 64;
     /// Chunks from one that is read to the one that is asked for from memory.
-    const AHEAD: usize = 128;
+    const AHEAD: usize = 64;
 
     fn new<T: Element>(width: usize, is_affine: bool) -> Self {
         let bytes = width * size_of::<T>();
@@ -208,8 +208,7 @@ impl<T: Element> Forward<'_, T> {
             (true, true) => room(&mut buffer, plan.batch * plan.width),
             (true, false) => room(&mut buffer, plan.tile),
         };
-        let pilot = stats::pilot(isa, &self.x[rows.start * plan.width..][..plan.width]);
-        let mut pipeline = Pipeline { isa, plan, rows, pilot, batch: Batch::default(), staged, forward: self };
+        let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, forward: self };
         isa.run(Step::<_, _, NOT_WRITTEN, true, false, AHEAD>(&mut pipeline));
         while !pipeline.rows.is_empty() {
             pipeline.step::<CHUNKS, WRITE, true, AFFINE, AHEAD>();
@@ -245,8 +244,6 @@ struct Pipeline<'f, 'a, T, I> {
     plan: Plan,
     /// Rows whose sums are to be taken: whole batches.
     rows: Range<usize>,
-    /// The pilot of the first of them.
-    pilot: T,
     /// The batch before them, which is to be normalized.
     batch: Batch<T>,
     /// A batch of short rows, or a tile of a long one, on the way past the caches.
@@ -285,7 +282,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let first = if WRITE == NOT_WRITTEN { next } else { next - batch };
         let is_staged = !self.staged.is_empty();
         let Forward { parameters, x, y, .. } = &mut *self.forward;
-        let following = if self.rows.len() > batch { &x[(next + batch) * width..][..width] } else { &[] };
+        let following = if self.rows.len() > batch { &x[(next + batch) * width..][..batch * width] } else { &[] };
         let summed = if SUM { &x[next * width..][..batch * width] } else { &[] };
         let written = if WRITE == NOT_WRITTEN { 0..0 } else { first * width..(first + batch) * width };
         let (written_x, y) = (&x[written.clone()], &mut y[written]);
@@ -293,20 +290,16 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let zero = T::Lanes::splat(isa, T::ZERO);
         let [mut sum, mut squares] = [[zero; BATCH]; 2];
         let mut of_segments = [[CompensatedSum::default(); BATCH]; 2];
-        let mut pilots = [T::ZERO; BATCH];
+        let pilots = if SUM { stats::pilots(isa, summed, width) } else { [T::ZERO; BATCH] };
+        if AHEAD {
+            stats::prefetch_pilots(isa, following, width);
+        }
         for start in (0..width).step_by(tile) {
             let end = width.min(start + tile);
             let len = end - start;
             let gamma = if AFFINE { &gamma[start..end] } else { gamma };
             let beta = if AFFINE { &beta[start..end] } else { beta };
             for i in 0..batch {
-                if SUM && start == 0 {
-                    pilots[i] = self.pilot;
-                    let row = if i + 1 < batch { &summed[(i + 1) * width..][..width] } else { following };
-                    if !row.is_empty() {
-                        self.pilot = stats::pilot(isa, row);
-                    }
-                }
                 let ahead = plan.ahead::<T>(next, i, start);
                 let place = i * width + start;
                 let piece = Piece {

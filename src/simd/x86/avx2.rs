@@ -78,12 +78,6 @@ mod f32x16 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
-        fn lane_sum(a: [__m256; 2]) -> f32 {
-            let eight = _mm256_add_ps(a[0], a[1]);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
         fn sums(registers: &[super::F32x16; BATCH]) -> [__m256d; 2] {
             let mut fours = [_mm256_setzero_pd(); BATCH];
             for i in 0..BATCH {
@@ -170,9 +164,6 @@ mod f64x8 {
             let four = _mm256_add_pd(a[0], a[1]);
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
-        }
-        fn lane_sum(a: [__m256d; 2]) -> f64 {
-            sum(isa, a)
         }
         fn sums(registers: &[super::F64x8; BATCH]) -> [__m256d; 2] {
             let mut fours = [_mm256_setzero_pd(); BATCH];

@@ -57,12 +57,6 @@ mod f32x16 {
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
-        fn lane_sum(a: __m512) -> f32 {
-            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
         fn sums(registers: &[super::F32x16; BATCH]) -> __m512d {
             let mut eight = [_mm512_setzero_pd(); BATCH];
             for i in 0..BATCH {
@@ -122,9 +116,6 @@ mod f64x8 {
             let four = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd::<1>(a));
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
-        }
-        fn lane_sum(a: __m512d) -> f64 {
-            sum(isa, a)
         }
         fn sums(registers: &[super::F64x8; BATCH]) -> __m512d {
             let mut eight = [_mm512_setzero_pd(); BATCH];

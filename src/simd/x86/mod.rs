@@ -161,11 +161,6 @@ macro_rules! register {
             }
 
             #[inline(always)]
-            fn lane_sum(self) -> $element {
-                $functions::lane_sum(self.1, self.0)
-            }
-
-            #[inline(always)]
             fn sums(isa: $token, registers: &[Self; BATCH]) -> F64x8 {
                 F64x8($functions::sums(isa, registers), isa)
             }
