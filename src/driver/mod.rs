@@ -19,7 +19,7 @@ use crate::kernel::{self, forward::Place};
 use crate::simd::BATCH;
 
 /// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work.
-const SERIAL_BYTES: usize = 128 << 10;
+const SERIAL_BYTES: usize = 256 << 10;
 
 /// Bytes of x in a task, at least: so many that the cost of a task is hidden.
 const TASK_BYTES: usize = 64 << 10;
@@ -48,7 +48,7 @@ fn gathered_rows<T>(width: usize) -> usize {
 
 /// Whether so many elements are worth more than one thread.
 fn is_parallel<T>(elements: usize) -> bool {
-    elements * size_of::<T>() > SERIAL_BYTES && rayon::current_num_threads() > 1
+    elements * size_of::<T>() >= SERIAL_BYTES && rayon::current_num_threads() > 1
 }
 
 /// The row at which to halve `rows`, at a multiple of `task` rows; `None` where they are one task.

@@ -189,8 +189,9 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
             let [dx, dgamma, dbeta] = &mut arrays.written;
             if Self::SUMS {
                 let (dgamma, dbeta) = (&mut dgamma[k], &mut dbeta[k]);
-                dy.mul_add(xhat, load(dgamma)).store(dgamma);
-                (load(dbeta) + dy).store(dbeta);
+                let sums = (dy.mul_add(xhat, load(dgamma)), load(dbeta) + dy);
+                sums.0.store(dgamma);
+                sums.1.store(dbeta);
             }
             let dx = &mut dx[k];
             if WRITE == STREAMED { value.stream(dx) } else { value.store(dx) }
