@@ -30,6 +30,9 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// Whether loops of known length are compiled for the commonest short widths. They give the same bits.
     const SPECIALIZED: bool;
 
+    /// Whether [`Lanes::mul_add`] is known to round once.
+    const FUSED: bool;
+
     /// Runs a kernel compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 

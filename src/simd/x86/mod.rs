@@ -27,6 +27,7 @@ macro_rules! token {
             type F32 = $f32;
             type F64 = $f64;
             const SPECIALIZED: bool = true;
+            const FUSED: bool = true;
 
             #[inline]
             fn run<K: Kernel>(self, kernel: K) -> K::Output {

@@ -1,0 +1,248 @@
+//! Rows narrower than [`NARROW`](super::careful::NARROW), eight at a time: one row a lane.
+//!
+//! What [`careful`](super::careful) defines for one row in scalar arithmetic is done here for eight, operation by
+//! operation and in the same order, so that the bits are those of the scalar code on every instruction set. Eight rows are
+//! turned into columns, registers of `f64` or pairs of them ([`wide_lanes`](super::wide_lanes)), and the results turned back.
+//! A loop over columns then does for eight rows what a loop over the elements of a row does:
+//!
+//! ```text
+//! for each column:  mean += x
+//! for each column:  centred = x - mean, squares += centred^2
+//! rstd = 1 / sqrt(squares / width + epsilon)
+//! for each column:  y = centred * rstd * gamma + beta, or the terms of the gradients
+//! ```
+//!
+//! Rows that this is not for are left to the scalar code with the others of their eight, and so are the last, fewer than
+//! eight:
+//!
+//! - those with a NaN or an infinity, and constant rows without `epsilon`: their variance with `epsilon` is not a finite
+//!   number above 0;
+//! - in `f64`, those with an element other than 0 outside [2^-128, 2^128], or such parameters: see below.
+//!
+//! # Powers of two
+//!
+//! In `f32` nothing is scaled. In `f64` the scalar code takes x, dy and gamma times powers of two that bring their largest
+//! elements to about 1, and `x - mean` again. Here x is not scaled. Its sums and the mean are the same numbers but for the
+//! power of two: elements from 2^-128 to 2^129 are multiples of 2^-180, those scaled of 2^-308, and each quotient of the two
+//! in a division of pairs has at most 56 bits more. So all numbers up to `x - mean`, and their rounding errors, are multiples
+//! of 2^-292 and 2^-420, far above the least number, and additions, subtractions and divisions of such numbers round the
+//! same way whatever power of two they are taken times. From there on all is scaled as in the scalar code.
+//!
+//! # Products in `f64`
+//!
+//! A fused multiply-add finds the same error of a product as the scalar code where the product is 0 or at least 2^-968.
+//! `x - mean`, if not 0, is at least 2^-292, and 2^-421 when it is scaled, as is `xhat` within a factor of 8. dy and gamma
+//! are at least 2^-128 and when scaled 2^-257, their product 2^-514: so the products of all these are large enough, and none
+//! is near the end of the range. That leaves `mean(g * xhat)`, where much can cancel: it is tested to be 0 or at least
+//! 2^-300.
+//!
+//! Cost: in `f32` the moves from rows to columns and back, about two instructions an element each; in `f64` the arithmetic
+//! of pairs, about 15 instructions an element forward, 40 backward.
+
+use super::careful::NARROW;
+use super::stats::values;
+use super::wide::{self, Wide, power_of_two};
+use super::wide_lanes::WideLanes;
+use crate::Element;
+use crate::element::Vectorized;
+use crate::simd::{BATCH, Isa, Lanes};
+
+/// A column of eight rows.
+pub(super) type Column<T, I> = <<T as Vectorized>::Wide as Wide>::Lanes<I>;
+
+/// The exponents of ordinary numbers.
+const ORDINARY: i32 = 128;
+
+/// Whether all numbers are as large as the proofs above ask for, or 0. In `f32` nothing is asked for.
+#[inline(always)]
+pub(super) fn are_ordinary<T: Element>(numbers: &[T]) -> bool {
+    let mut ordinary = true;
+    if T::HAS_WIDE_RANGE {
+        for number in numbers {
+            let size = number.to_f64().abs();
+            ordinary &= (size == 0.0) | ((size >= power_of_two(-ORDINARY)) & (size <= power_of_two(ORDINARY)));
+        }
+    }
+    ordinary
+}
+
+/// Whether rows with `epsilon` may be ordinary.
+#[inline(always)]
+pub(super) fn is_ordinary_epsilon<T: Element>(epsilon: f64) -> bool {
+    !T::HAS_WIDE_RANGE
+        || epsilon == 0.0
+        || (power_of_two(-2 * ORDINARY)..=power_of_two(2 * ORDINARY)).contains(&epsilon)
+}
+
+/// Eight rows.
+#[inline(always)]
+pub(super) fn rows_of<T>(values: &[T], width: usize) -> [&[T]; BATCH] {
+    let mut rows = [&values[..0]; BATCH];
+    for i in 0..BATCH {
+        rows[i] = &values[i * width..(i + 1) * width];
+    }
+    rows
+}
+
+/// A column of eight rows.
+#[inline(always)]
+pub(super) fn column_of<T: Element, I: Isa>(isa: I, rows: &[&[T]; BATCH], column: usize) -> I::F64 {
+    let mut found = [0.0; BATCH];
+    for i in 0..BATCH {
+        found[i] = rows[i][column].to_f64();
+    }
+    I::F64::load(isa, &found)
+}
+
+/// A column rounded to the type of the elements.
+#[inline(always)]
+pub(super) fn rounded<T: Element, I: Isa>(column: I::F64) -> [T; BATCH] {
+    let column = values(column);
+    let mut found = [T::ZERO; BATCH];
+    for i in 0..BATCH {
+        found[i] = T::from_f64(column[i]);
+    }
+    found
+}
+
+/// Columns of results, which are turned into rows.
+pub(super) type Results<T> = [[T; BATCH]; NARROW];
+
+/// The larger of each two magnitudes.
+#[inline(always)]
+pub(super) fn larger<I: Isa>(mut largest: [f64; BATCH], column: I::F64) -> [f64; BATCH] {
+    let column = values(column);
+    for i in 0..BATCH {
+        let size = column[i].abs();
+        largest[i] = if size > largest[i] { size } else { largest[i] };
+    }
+    largest
+}
+
+/// The exponents of normal numbers, and 0 for zeros.
+#[inline(always)]
+pub(super) fn exponents(largest: [f64; BATCH]) -> [i32; BATCH] {
+    let mut found = [0; BATCH];
+    for i in 0..BATCH {
+        let exponent = (largest[i].to_bits() >> 52) as i32 - 1023;
+        found[i] = if largest[i] == 0.0 { 0 } else { exponent };
+    }
+    found
+}
+
+/// Powers of two, for exponents far from the ends.
+#[inline(always)]
+pub(super) fn powers<I: Isa>(isa: I, exponents: [i32; BATCH]) -> I::F64 {
+    let mut found = [0.0; BATCH];
+    for i in 0..BATCH {
+        found[i] = power_of_two(exponents[i]);
+    }
+    I::F64::load(isa, &found)
+}
+
+/// Eight rows of x with their statistics: [`CarefulRow`](super::careful::CarefulRow) in each lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Statistics<T: Element, I: Isa> {
+    pub(super) mean: Column<T, I>,
+    /// `x - mean` is taken times 2^-spread.
+    pub(super) spread: [i32; BATCH],
+    /// `rstd` of the rows so taken.
+    pub(super) rstd: Column<T, I>,
+    /// `epsilon` so taken.
+    epsilon: Column<T, I>,
+}
+
+impl<T: Element, I: Isa> Statistics<T, I> {
+    /// The statistics of eight rows, and `x - mean` in `centred`, a column each; `None` where one of the rows has to be left
+    /// to the scalar code. `epsilon` is ordinary.
+    #[inline(always)]
+    pub(super) fn new(isa: I, x: &[T], epsilon: f64, centred: &mut [Column<T, I>]) -> Option<Self> {
+        let width = centred.len();
+        if !are_ordinary(x) {
+            return None;
+        }
+        let rows = rows_of(x, width);
+        let zero = I::F64::splat(isa, 0.0);
+        let mut sum = Column::<T, I>::new(isa, zero);
+        for column in 0..width {
+            let x = column_of(isa, &rows, column);
+            centred[column] = Column::<T, I>::new(isa, x);
+            sum = sum.plus(x);
+        }
+        let mean = sum.divided(width as f64);
+        let minus_mean = mean.negative();
+        let mut spread = [0; BATCH];
+        let mut scaled_epsilon = I::F64::splat(isa, epsilon);
+        let mut squares = Column::<T, I>::new(isa, zero);
+        if T::HAS_WIDE_RANGE {
+            let mut largest = [0.0; BATCH];
+            for column in centred.iter_mut() {
+                *column = minus_mean.plus(column.value());
+                largest = larger::<I>(largest, column.value());
+            }
+            spread = spreads(largest, epsilon);
+            let (mut minus_spread, mut minus_twice) = (spread, spread);
+            for i in 0..BATCH {
+                minus_spread[i] = -spread[i];
+                minus_twice[i] = -2 * spread[i];
+            }
+            let factor = powers(isa, minus_spread);
+            scaled_epsilon = scaled_epsilon * powers(isa, minus_twice);
+            for column in centred.iter_mut() {
+                *column = column.scaled(factor);
+                squares = squares + *column * *column;
+            }
+        } else {
+            for column in centred.iter_mut() {
+                *column = minus_mean.plus(column.value());
+                squares = squares + *column * *column;
+            }
+        }
+        let denominator = squares.divided(width as f64).plus(scaled_epsilon);
+        let mut ordinary = true;
+        for value in values(denominator.value()) {
+            ordinary &= (value > 0.0) & (value < f64::INFINITY);
+        }
+        let epsilon = Column::<T, I>::new(isa, scaled_epsilon);
+        ordinary.then_some(Self { mean, spread, rstd: denominator.reciprocal_sqrt(), epsilon })
+    }
+
+    /// `epsilon / (var + epsilon)`.
+    #[inline(always)]
+    pub(super) fn epsilon_share(&self) -> Column<T, I> {
+        self.epsilon.times_any(self.rstd).times_any(self.rstd)
+    }
+
+    /// The means, rounded once.
+    #[inline(always)]
+    pub(super) fn means(&self) -> [T; BATCH] {
+        rounded::<T, I>(self.mean.value())
+    }
+
+    /// `rstd` of each row.
+    #[inline(always)]
+    pub(super) fn rstds(&self, isa: I) -> [T; BATCH] {
+        let mut exponents = self.spread;
+        for i in 0..BATCH {
+            exponents[i] = -self.spread[i];
+        }
+        rounded::<T, I>(self.rstd.value() * powers(isa, exponents))
+    }
+}
+
+/// The exponents of the largest `x - mean`, or of `sqrt(epsilon)` where that is larger.
+#[inline(always)]
+fn spreads(largest: [f64; BATCH], epsilon: f64) -> [i32; BATCH] {
+    let of_epsilon = wide::exponent(epsilon.sqrt());
+    let of_rows = exponents(largest);
+    let mut found = [of_epsilon; BATCH];
+    for i in 0..BATCH {
+        if largest[i] > 0.0 && (epsilon == 0.0 || of_rows[i] > of_epsilon) {
+            found[i] = of_rows[i];
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;
