@@ -74,39 +74,81 @@ pub(super) fn is_ordinary_epsilon<T: Element>(epsilon: f64) -> bool {
         || (power_of_two(-2 * ORDINARY)..=power_of_two(2 * ORDINARY)).contains(&epsilon)
 }
 
-/// Eight rows.
+/// Numbers in columns of eight rows.
+pub(super) type Columns<I> = [<I as Isa>::F64; NARROW];
+
+/// Elements that may be read and written from the first of eight rows on: behind a row come others, or nothing.
+pub(super) const SPAN: usize = (BATCH - 1) * (NARROW - 1) + NARROW;
+
+/// Rows that are written to a buffer, and from there where they belong, past the caches if that is asked for. Whatever the
+/// width, they are whole cache lines.
+pub(super) const STAGED: usize = 32;
+
+/// Room for so many.
+pub(super) const ROOM: usize = (STAGED - BATCH) * (NARROW - 1) + SPAN;
+
+/// The columns of eight rows, of which the first starts at `start`.
 #[inline(always)]
-pub(super) fn rows_of<T>(values: &[T], width: usize) -> [&[T]; BATCH] {
-    let mut rows = [&values[..0]; BATCH];
-    for i in 0..BATCH {
-        rows[i] = &values[i * width..(i + 1) * width];
+pub(super) fn read_columns<T: Element, I: Isa>(
+    isa: I,
+    x: &[T],
+    start: usize,
+    width: usize,
+    last_rows: &mut [T; SPAN],
+    columns: &mut Columns<I>,
+) {
+    let halves = if width > BATCH { 2 } else { 1 };
+    let mut rows = &x[start..];
+    if rows.len() < (BATCH - 1) * width + halves * BATCH {
+        last_rows[..BATCH * width].copy_from_slice(&rows[..BATCH * width]);
+        rows = last_rows;
     }
-    rows
+    for half in 0..halves {
+        let mut of_rows = [I::F64::splat(isa, 0.0); BATCH];
+        for i in 0..BATCH {
+            let row = &rows[i * width + half * BATCH..][..BATCH];
+            let mut numbers = [0.0; BATCH];
+            for j in 0..BATCH {
+                numbers[j] = row[j].to_f64();
+            }
+            of_rows[i] = I::F64::load(isa, &numbers);
+        }
+        let found = isa.transposed(of_rows);
+        for j in 0..BATCH {
+            columns[half * BATCH + j] = found[j];
+        }
+    }
 }
 
-/// A column of eight rows.
+/// Writes columns as eight rows, rounded to the type of the elements, and something behind them.
 #[inline(always)]
-pub(super) fn column_of<T: Element, I: Isa>(isa: I, rows: &[&[T]; BATCH], column: usize) -> I::F64 {
-    let mut found = [0.0; BATCH];
-    for i in 0..BATCH {
-        found[i] = rows[i][column].to_f64();
+pub(super) fn write_rows<T: Element, I: Isa>(isa: I, columns: &Columns<I>, width: usize, rows: &mut [T]) {
+    let halves = columns.as_chunks::<BATCH>().0;
+    let lower = isa.transposed(halves[0]);
+    if width <= BATCH {
+        for i in 0..BATCH {
+            // What is wrong behind a row is overwritten by the next.
+            rows[i * width..][..BATCH].copy_from_slice(&rounded::<T, I>(lower[i]));
+        }
+    } else {
+        let upper = isa.transposed(halves[1]);
+        for i in 0..BATCH {
+            rows[i * width..][..BATCH].copy_from_slice(&rounded::<T, I>(lower[i]));
+            rows[i * width + BATCH..][..BATCH].copy_from_slice(&rounded::<T, I>(upper[i]));
+        }
     }
-    I::F64::load(isa, &found)
 }
 
-/// A column rounded to the type of the elements.
+/// Numbers rounded to the type of the elements.
 #[inline(always)]
-pub(super) fn rounded<T: Element, I: Isa>(column: I::F64) -> [T; BATCH] {
-    let column = values(column);
+fn rounded<T: Element, I: Isa>(register: I::F64) -> [T; BATCH] {
+    let numbers = values(register);
     let mut found = [T::ZERO; BATCH];
     for i in 0..BATCH {
-        found[i] = T::from_f64(column[i]);
+        found[i] = T::from_f64(numbers[i]);
     }
     found
 }
-
-/// Columns of results, which are turned into rows.
-pub(super) type Results<T> = [[T; BATCH]; NARROW];
 
 /// The larger of each two magnitudes.
 #[inline(always)]
@@ -154,20 +196,15 @@ pub(super) struct Statistics<T: Element, I: Isa> {
 
 impl<T: Element, I: Isa> Statistics<T, I> {
     /// The statistics of eight rows, and `x - mean` in `centred`, a column each; `None` where one of the rows has to be left
-    /// to the scalar code. `epsilon` is ordinary.
+    /// to the scalar code. x and `epsilon` are ordinary.
     #[inline(always)]
-    pub(super) fn new(isa: I, x: &[T], epsilon: f64, centred: &mut [Column<T, I>]) -> Option<Self> {
+    pub(super) fn new(isa: I, x: &Columns<I>, epsilon: f64, centred: &mut [Column<T, I>]) -> Option<Self> {
         let width = centred.len();
-        if !are_ordinary(x) {
-            return None;
-        }
-        let rows = rows_of(x, width);
+        let x = &x[..width];
         let zero = I::F64::splat(isa, 0.0);
         let mut sum = Column::<T, I>::new(isa, zero);
         for column in 0..width {
-            let x = column_of(isa, &rows, column);
-            centred[column] = Column::<T, I>::new(isa, x);
-            sum = sum.plus(x);
+            sum = sum.plus(x[column]);
         }
         let mean = sum.divided(width as f64);
         let minus_mean = mean.negative();
@@ -176,9 +213,9 @@ impl<T: Element, I: Isa> Statistics<T, I> {
         let mut squares = Column::<T, I>::new(isa, zero);
         if T::HAS_WIDE_RANGE {
             let mut largest = [0.0; BATCH];
-            for column in centred.iter_mut() {
-                *column = minus_mean.plus(column.value());
-                largest = larger::<I>(largest, column.value());
+            for column in 0..width {
+                centred[column] = minus_mean.plus(x[column]);
+                largest = larger::<I>(largest, centred[column].value());
             }
             spread = spreads(largest, epsilon);
             let (mut minus_spread, mut minus_twice) = (spread, spread);
@@ -193,9 +230,9 @@ impl<T: Element, I: Isa> Statistics<T, I> {
                 squares = squares + *column * *column;
             }
         } else {
-            for column in centred.iter_mut() {
-                *column = minus_mean.plus(column.value());
-                squares = squares + *column * *column;
+            for column in 0..width {
+                centred[column] = minus_mean.plus(x[column]);
+                squares = squares + centred[column] * centred[column];
             }
         }
         let denominator = squares.divided(width as f64).plus(scaled_epsilon);

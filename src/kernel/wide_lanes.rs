@@ -57,6 +57,12 @@ pub(crate) trait WideLanes<W, I: Isa>:
     fn numbers(self) -> [W; BATCH];
 }
 
+/// Whether a whole number is a power of two: to divide by it is to multiply by its reciprocal, which is exact.
+#[inline(always)]
+fn is_power_of_two(divisor: f64) -> bool {
+    (divisor as u32).is_power_of_two()
+}
+
 /// `a / b`, lane by lane.
 #[inline(always)]
 fn quotient<I: Isa>(isa: I, a: I::F64, b: I::F64) -> I::F64 {
@@ -157,6 +163,9 @@ impl<I: Isa> WideLanes<f64, I> for Single<I> {
 
     #[inline(always)]
     fn divided(self, divisor: f64) -> Self {
+        if is_power_of_two(divisor) {
+            return self.times(I::F64::splat(self.1, 1.0 / divisor));
+        }
         Self(quotient(self.1, self.0, I::F64::splat(self.1, divisor)), self.1)
     }
 
@@ -302,6 +311,9 @@ impl<I: Isa> WideLanes<Double, I> for Pair<I> {
     #[inline(always)]
     fn divided(self, divisor: f64) -> Self {
         let isa = self.isa;
+        if is_power_of_two(divisor) {
+            return self.scaled(I::F64::splat(isa, 1.0 / divisor));
+        }
         let divisor = I::F64::splat(isa, divisor);
         let upper = quotient(isa, self.high, divisor);
         let rest = self - Self::product_of_halves(isa, upper, divisor);

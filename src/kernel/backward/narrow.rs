@@ -7,8 +7,10 @@ use super::careful_rows::{add_sums, careful_row};
 use super::{Backward, GROUP};
 use crate::Element;
 use crate::kernel::careful::NARROW;
+use crate::kernel::copy;
 use crate::kernel::forward::Parameters;
-use crate::kernel::narrow::{self, Column, Results, Statistics};
+use crate::kernel::forward::Place;
+use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics};
 use crate::kernel::stats::values;
 use crate::kernel::wide::{self, Wide, power_of_two};
 use crate::kernel::wide_lanes::WideLanes;
@@ -18,15 +20,19 @@ use std::ops::Range;
 /// `mean(g * xhat)` in `f64` that is smaller, and not 0, is left to the scalar code.
 const LEAST_MEAN_PRODUCT: f64 = power_of_two(-300);
 
-/// Memory for the columns of eight rows.
+/// Memory for the columns of eight rows, and for sums.
 #[derive(Debug)]
-struct Columns<T: Element, I: Isa> {
+struct Scratch<T: Element, I: Isa> {
+    x: Columns<I>,
+    dy: Columns<I>,
+    /// dy, scaled, then dx.
+    dx: Columns<I>,
+    last_rows: [T; SPAN],
     /// `x - mean`, then `xhat`.
     xhat: [Column<T, I>; NARROW],
     g: [Column<T, I>; NARROW],
     dgamma: [Column<T, I>; NARROW],
     dbeta: [Column<T, I>; NARROW],
-    dx: Results<T>,
 }
 
 /// gamma as the rows need it.
@@ -66,7 +72,7 @@ struct SumsOfLanes<T: Element> {
 
 impl<T: Element> SumsOfLanes<T> {
     #[inline(always)]
-    fn new<I: Isa>(columns: &Columns<T, I>, width: usize) -> Self {
+    fn new<I: Isa>(columns: &Scratch<T, I>, width: usize) -> Self {
         let [mut dgamma, mut dbeta] = [[[T::Wide::new(0.0); NARROW]; BATCH]; 2];
         for column in 0..width {
             let (of_gamma, of_beta) = (columns.dgamma[column].numbers(), columns.dbeta[column].numbers());
@@ -102,86 +108,100 @@ impl<T: Element> Backward<'_, T> {
         let Parameters { width, epsilon, gamma, .. } = self.parameters;
         let are_ordinary = narrow::is_ordinary_epsilon::<T>(epsilon) && narrow::are_ordinary(gamma.unwrap_or(&[]));
         let gamma = Gamma::new(if are_ordinary { gamma } else { None });
-        let zeros = [Column::<T, I>::new(isa, I::F64::splat(isa, 0.0)); NARROW];
-        let mut columns =
-            Columns { xhat: zeros, g: zeros, dgamma: zeros, dbeta: zeros, dx: [[T::ZERO; BATCH]; NARROW] };
+        let zero = I::F64::splat(isa, 0.0);
+        let zeros = [Column::<T, I>::new(isa, zero); NARROW];
+        let [x, dy, dx] = [[zero; NARROW]; 3];
+        let last_rows = [T::ZERO; SPAN];
+        let mut scratch = Scratch { x, dy, dx, last_rows, xhat: zeros, g: zeros, dgamma: zeros, dbeta: zeros };
+        let mut staged = [T::ZERO; ROOM];
+        let streams = self.place == Place::Memory;
         for first in (0..self.mean.len()).step_by(GROUP) {
             let end = self.mean.len().min(first + GROUP);
             let mut sums = None;
-            for next in (first..end).step_by(BATCH) {
-                // Sums that hold a row which is not ordinary are no longer ordinary themselves.
-                let is_batch = are_ordinary && next + BATCH <= end && sums.is_none();
-                if !(is_batch && self.narrow_batch(isa, next, &gamma, &mut columns)) {
-                    let sums = match &mut sums {
-                        _ if self.sums.is_none() => None,
-                        Some(sums) => Some(sums),
-                        none => Some(none.insert(SumsOfLanes::new(&columns, width))),
-                    };
-                    self.careful_rows(next..end.min(next + BATCH), sums);
+            for start in (first..end).step_by(STAGED) {
+                let stop = end.min(start + STAGED);
+                for next in (start..stop).step_by(BATCH) {
+                    let dx = &mut staged[(next - start) * width..];
+                    // Sums that hold a row which is not ordinary are no longer ordinary themselves.
+                    let is_batch = are_ordinary && next + BATCH <= stop && sums.is_none();
+                    if !(is_batch && self.narrow_batch(isa, next, &gamma, &mut scratch, dx)) {
+                        let sums = match &mut sums {
+                            _ if self.sums.is_none() => None,
+                            Some(sums) => Some(sums),
+                            none => Some(none.insert(SumsOfLanes::new(&scratch, width))),
+                        };
+                        self.careful_rows(next..stop.min(next + BATCH), sums, dx);
+                    }
+                }
+                let staged = &staged[..(stop - start) * width];
+                match &mut self.dx {
+                    Some((dx, true)) => copy::add_to(isa, staged, &mut dx[start * width..stop * width]),
+                    Some((dx, false)) => copy::copy(isa, staged, &mut dx[start * width..stop * width], streams),
+                    None => {}
                 }
             }
             if let Some(target) = &mut self.sums {
-                let sums = sums.unwrap_or_else(|| SumsOfLanes::new(&columns, width));
+                let sums = sums.unwrap_or_else(|| SumsOfLanes::new(&scratch, width));
                 sums.add_into(target.of_group(width), width);
                 target.close_group(isa);
-                columns.dgamma = zeros;
-                columns.dbeta = zeros;
+                scratch.dgamma = zeros;
+                scratch.dbeta = zeros;
             }
+        }
+        if streams {
+            isa.fence();
         }
     }
 
     /// At most eight rows, one at a time.
     #[inline(never)]
-    fn careful_rows(&mut self, rows: Range<usize>, mut sums: Option<&mut SumsOfLanes<T>>) {
+    fn careful_rows(&mut self, rows: Range<usize>, mut sums: Option<&mut SumsOfLanes<T>>, dx: &mut [T]) {
         let width = self.parameters.width;
-        for (i, row) in rows.enumerate() {
+        for ((i, row), dx) in rows.enumerate().zip(dx.chunks_exact_mut(width)) {
             let span = row * width..(row + 1) * width;
-            let dx = self.dx.as_mut().map(|(dx, accumulate)| (&mut dx[span.clone()], *accumulate));
+            let dx = self.dx.is_some().then_some((dx, false));
             let sums = sums.as_mut().map(|sums| (&mut sums.dgamma[i][..width], &mut sums.dbeta[i][..width]));
             careful_row(&self.parameters, &self.x[span.clone()], &self.dy[span], dx, sums);
         }
     }
 
-    /// Eight rows; `false` where one of them has to be left to the scalar code, and nothing was written.
+    /// Eight rows; `false` where one of them has to be left to the scalar code.
     #[inline(always)]
-    fn narrow_batch<I: Isa>(&mut self, isa: I, first: usize, gamma: &Gamma, columns: &mut Columns<T, I>) -> bool {
+    fn narrow_batch<I: Isa>(
+        &mut self,
+        isa: I,
+        first: usize,
+        gamma: &Gamma,
+        scratch: &mut Scratch<T, I>,
+        staged: &mut [T],
+    ) -> bool {
         let width = self.parameters.width;
         let span = first * width..(first + BATCH) * width;
-        let dy = &self.dy[span.clone()];
-        let xhat = &mut columns.xhat[..width];
-        if !narrow::are_ordinary(dy) {
+        if !(narrow::are_ordinary(&self.x[span.clone()]) && narrow::are_ordinary(&self.dy[span])) {
             return false;
         }
-        let Some(found) = Statistics::<T, I>::new(isa, &self.x[span.clone()], self.parameters.epsilon, xhat) else {
+        let Scratch { x, dy, dx, last_rows, xhat, g, dgamma, dbeta } = scratch;
+        let (xhat, g) = (&mut xhat[..width], &mut g[..width]);
+        narrow::read_columns(isa, self.x, first * width, width, last_rows, x);
+        let Some(found) = Statistics::<T, I>::new(isa, x, self.parameters.epsilon, xhat) else {
             return false;
         };
         for xhat in xhat.iter_mut() {
             *xhat = *xhat * found.rstd;
         }
-        let rows = narrow::rows_of(dy, width);
-        if let Some((dx, accumulate)) = &mut self.dx {
-            let results = &mut columns.dx[..width];
-            if !dx_of_batch(isa, &rows, gamma, &found, xhat, &mut columns.g[..width], results) {
+        narrow::read_columns(isa, self.dy, first * width, width, last_rows, dy);
+        let dy = &dy[..width];
+        if self.dx.is_some() {
+            if !dx_of_batch(isa, dy, gamma, &found, xhat, g, &mut dx[..width]) {
                 return false;
             }
-            for (i, dx) in dx[span].chunks_exact_mut(width).enumerate() {
-                if *accumulate {
-                    for (dx, result) in dx.iter_mut().zip(&*results) {
-                        *dx = T::from_f64(dx.to_f64() + result[i].to_f64());
-                    }
-                } else {
-                    for (dx, result) in dx.iter_mut().zip(&*results) {
-                        *dx = result[i];
-                    }
-                }
-            }
+            narrow::write_rows(isa, dx, width, staged);
         }
         if self.sums.is_some() {
-            let (dgamma, dbeta) = (&mut columns.dgamma[..width], &mut columns.dbeta[..width]);
+            let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
             for column in 0..width {
-                let dy = narrow::column_of(isa, &rows, column);
-                dgamma[column] = dgamma[column] + xhat[column].times(dy);
-                dbeta[column] = dbeta[column].plus(dy);
+                dgamma[column] = dgamma[column] + xhat[column].times(dy[column]);
+                dbeta[column] = dbeta[column].plus(dy[column]);
             }
         }
         true
@@ -192,25 +212,21 @@ impl<T: Element> Backward<'_, T> {
 #[inline(always)]
 fn dx_of_batch<T: Element, I: Isa>(
     isa: I,
-    dy: &[&[T]; BATCH],
+    dy: &[I::F64],
     gamma: &Gamma,
     found: &Statistics<T, I>,
     xhat: &[Column<T, I>],
     g: &mut [Column<T, I>],
-    dx: &mut [[T; BATCH]],
+    dx: &mut [I::F64],
 ) -> bool {
     let width = xhat.len();
     let gammas = &gamma.scaled[..width];
     let zero = I::F64::splat(isa, 0.0);
-    // dy, scaled, and then g in its place.
-    for column in 0..width {
-        g[column] = Column::<T, I>::new(isa, narrow::column_of(isa, dy, column));
-    }
     let mut exponents = [0; BATCH];
     if T::HAS_WIDE_RANGE {
         let mut largest = [0.0; BATCH];
-        for g in g.iter() {
-            largest = narrow::larger::<I>(largest, g.value());
+        for dy in dy {
+            largest = narrow::larger::<I>(largest, *dy);
         }
         exponents = narrow::exponents(largest);
         let mut negative = exponents;
@@ -218,22 +234,24 @@ fn dx_of_batch<T: Element, I: Isa>(
             negative[i] = -exponents[i];
         }
         let factor = narrow::powers(isa, negative);
-        for g in g.iter_mut() {
-            *g = Column::<T, I>::new(isa, g.value() * factor);
+        for column in 0..width {
+            dx[column] = dy[column] * factor;
         }
+    } else {
+        dx.copy_from_slice(dy);
     }
     let [mut sum, mut product] = [Column::<T, I>::new(isa, zero); 2];
     if gamma.is_there {
         for column in 0..width {
-            g[column] = Column::<T, I>::product(isa, g[column].value(), I::F64::splat(isa, gammas[column]));
+            g[column] = Column::<T, I>::product(isa, dx[column], I::F64::splat(isa, gammas[column]));
             sum = sum + g[column];
             product = product + g[column] * xhat[column];
         }
     } else {
         for column in 0..width {
-            let dy = g[column].value();
-            sum = sum.plus(dy);
-            product = product + xhat[column].times(dy);
+            g[column] = Column::<T, I>::new(isa, dx[column]);
+            sum = sum.plus(dx[column]);
+            product = product + xhat[column].times(dx[column]);
         }
     }
     let minus_mean_g = sum.divided(width as f64).negative();
@@ -260,14 +278,14 @@ fn dx_of_batch<T: Element, I: Isa>(
         let share = found.epsilon_share();
         for column in 0..width {
             let centred = (g[column] + minus_mean_g).times_any(share);
-            dx[column] = narrow::rounded::<T, I>(scaled::<T, I>(centred.times_any(found.rstd), factor));
+            dx[column] = scaled::<T, I>(centred.times_any(found.rstd), factor);
         }
         return true;
     }
     for column in 0..width {
-        let centred = if gamma.is_there { g[column] + minus_mean_g } else { minus_mean_g.plus(g[column].value()) };
+        let centred = if gamma.is_there { g[column] + minus_mean_g } else { minus_mean_g.plus(dx[column]) };
         let centred = centred - xhat[column] * mean_product;
-        dx[column] = narrow::rounded::<T, I>(scaled::<T, I>(centred.times_any(found.rstd), factor));
+        dx[column] = scaled::<T, I>(centred.times_any(found.rstd), factor);
     }
     true
 }

@@ -40,6 +40,11 @@ macro_rules! token {
             }
 
             #[inline(always)]
+            fn transposed(self, rows: [$f64; BATCH]) -> [$f64; BATCH] {
+                f64x8::transposed(self, rows)
+            }
+
+            #[inline(always)]
             fn prefetch<V>(self, value: &V) {
                 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                 // SAFETY: a prefetch reads nothing and cannot fault; SSE is part of every x86-64 CPU.
