@@ -80,9 +80,12 @@ pub(super) type Columns<I> = [<I as Isa>::F64; NARROW];
 /// Elements that may be read and written from the first of eight rows on: behind a row come others, or nothing.
 pub(super) const SPAN: usize = (BATCH - 1) * (NARROW - 1) + NARROW;
 
+/// Eights of rows that go together: so many that none waits for the latencies of another.
+pub(super) const TOGETHER: usize = 4;
+
 /// Rows that are written to a buffer, and from there where they belong, past the caches if that is asked for. Whatever the
 /// width, they are whole cache lines.
-pub(super) const STAGED: usize = 32;
+pub(super) const STAGED: usize = TOGETHER * BATCH;
 
 /// Room for so many.
 pub(super) const ROOM: usize = (STAGED - BATCH) * (NARROW - 1) + SPAN;
@@ -182,89 +185,114 @@ pub(super) fn powers<I: Isa>(isa: I, exponents: [i32; BATCH]) -> I::F64 {
     I::F64::load(isa, &found)
 }
 
-/// Eight rows of x with their statistics: [`CarefulRow`](super::careful::CarefulRow) in each lane.
+/// `K` times eight rows of x with their statistics: [`CarefulRow`](super::careful::CarefulRow) in each lane.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Statistics<T: Element, I: Isa> {
-    pub(super) mean: Column<T, I>,
+pub(super) struct Statistics<T: Element, I: Isa, const K: usize> {
+    pub(super) mean: [Column<T, I>; K],
     /// `x - mean` is taken times 2^-spread.
-    pub(super) spread: [i32; BATCH],
+    pub(super) spread: [[i32; BATCH]; K],
     /// `rstd` of the rows so taken.
-    pub(super) rstd: Column<T, I>,
+    pub(super) rstd: [Column<T, I>; K],
     /// `epsilon` so taken.
-    epsilon: Column<T, I>,
+    epsilon: [Column<T, I>; K],
+    /// Whether none of eight rows has to be left to the scalar code.
+    pub(super) are_ordinary: [bool; K],
 }
 
-impl<T: Element, I: Isa> Statistics<T, I> {
-    /// The statistics of eight rows, and `x - mean` in `centred`, a column each; `None` where one of the rows has to be left
-    /// to the scalar code. x and `epsilon` are ordinary.
+impl<T: Element, I: Isa, const K: usize> Statistics<T, I, K> {
+    /// The statistics of rows of x, and `x - mean` in `centred`. `epsilon` is ordinary.
     #[inline(always)]
-    pub(super) fn new(isa: I, x: &Columns<I>, epsilon: f64, centred: &mut [Column<T, I>]) -> Option<Self> {
-        let width = centred.len();
-        let x = &x[..width];
-        let zero = I::F64::splat(isa, 0.0);
-        let mut sum = Column::<T, I>::new(isa, zero);
-        for column in 0..width {
-            sum = sum.plus(x[column]);
+    pub(super) fn new(
+        isa: I,
+        x: &[Columns<I>; K],
+        width: usize,
+        epsilon: f64,
+        centred: &mut [[Column<T, I>; NARROW]; K],
+    ) -> Self {
+        let zero = Column::<T, I>::new(isa, I::F64::splat(isa, 0.0));
+        let columns = 0..width.min(NARROW);
+        let [mut mean, mut minus_mean, mut squares, mut rstd] = [[zero; K]; 4];
+        for column in columns.clone() {
+            for k in 0..K {
+                mean[k] = mean[k].plus(x[k][column]);
+            }
         }
-        let mean = sum.divided(width as f64);
-        let minus_mean = mean.negative();
-        let mut spread = [0; BATCH];
-        let mut scaled_epsilon = I::F64::splat(isa, epsilon);
-        let mut squares = Column::<T, I>::new(isa, zero);
+        for k in 0..K {
+            mean[k] = mean[k].divided(width as f64);
+            minus_mean[k] = mean[k].negative();
+        }
+        let mut spread = [[0; BATCH]; K];
+        let mut scaled_epsilon = [I::F64::splat(isa, epsilon); K];
         if T::HAS_WIDE_RANGE {
-            let mut largest = [0.0; BATCH];
-            for column in 0..width {
-                centred[column] = minus_mean.plus(x[column]);
-                largest = larger::<I>(largest, centred[column].value());
+            let mut largest = [[0.0; BATCH]; K];
+            for column in columns.clone() {
+                for k in 0..K {
+                    centred[k][column] = minus_mean[k].plus(x[k][column]);
+                    largest[k] = larger::<I>(largest[k], centred[k][column].value());
+                }
             }
-            spread = spreads(largest, epsilon);
-            let (mut minus_spread, mut minus_twice) = (spread, spread);
-            for i in 0..BATCH {
-                minus_spread[i] = -spread[i];
-                minus_twice[i] = -2 * spread[i];
+            let mut factor = scaled_epsilon;
+            for k in 0..K {
+                spread[k] = spreads(largest[k], epsilon);
+                factor[k] = powers(isa, times(-1, spread[k]));
+                scaled_epsilon[k] = scaled_epsilon[k] * powers(isa, times(-2, spread[k]));
             }
-            let factor = powers(isa, minus_spread);
-            scaled_epsilon = scaled_epsilon * powers(isa, minus_twice);
-            for column in centred.iter_mut() {
-                *column = column.scaled(factor);
-                squares = squares + *column * *column;
+            for column in columns {
+                for k in 0..K {
+                    let d = centred[k][column].scaled(factor[k]);
+                    centred[k][column] = d;
+                    squares[k] = squares[k] + d * d;
+                }
             }
         } else {
-            for column in 0..width {
-                centred[column] = minus_mean.plus(x[column]);
-                squares = squares + centred[column] * centred[column];
+            for column in columns {
+                for k in 0..K {
+                    let d = minus_mean[k].plus(x[k][column]);
+                    centred[k][column] = d;
+                    squares[k] = squares[k] + d * d;
+                }
             }
         }
-        let denominator = squares.divided(width as f64).plus(scaled_epsilon);
-        let mut ordinary = true;
-        for value in values(denominator.value()) {
-            ordinary &= (value > 0.0) & (value < f64::INFINITY);
+        let mut are_ordinary = [true; K];
+        let mut of_rows = [zero; K];
+        for k in 0..K {
+            let denominator = squares[k].divided(width as f64).plus(scaled_epsilon[k]);
+            for value in values(denominator.value()) {
+                are_ordinary[k] &= (value > 0.0) & (value < f64::INFINITY);
+            }
+            rstd[k] = denominator.reciprocal_sqrt();
+            of_rows[k] = Column::<T, I>::new(isa, scaled_epsilon[k]);
         }
-        let epsilon = Column::<T, I>::new(isa, scaled_epsilon);
-        ordinary.then_some(Self { mean, spread, rstd: denominator.reciprocal_sqrt(), epsilon })
+        Self { mean, spread, rstd, epsilon: of_rows, are_ordinary }
     }
 
     /// `epsilon / (var + epsilon)`.
     #[inline(always)]
-    pub(super) fn epsilon_share(&self) -> Column<T, I> {
-        self.epsilon.times_any(self.rstd).times_any(self.rstd)
+    pub(super) fn epsilon_share(&self, k: usize) -> Column<T, I> {
+        self.epsilon[k].times_any(self.rstd[k]).times_any(self.rstd[k])
     }
 
-    /// The means, rounded once.
+    /// The means of eight rows, rounded once.
     #[inline(always)]
-    pub(super) fn means(&self) -> [T; BATCH] {
-        rounded::<T, I>(self.mean.value())
+    pub(super) fn means(&self, k: usize) -> [T; BATCH] {
+        rounded::<T, I>(self.mean[k].value())
     }
 
-    /// `rstd` of each row.
+    /// `rstd` of eight rows.
     #[inline(always)]
-    pub(super) fn rstds(&self, isa: I) -> [T; BATCH] {
-        let mut exponents = self.spread;
-        for i in 0..BATCH {
-            exponents[i] = -self.spread[i];
-        }
-        rounded::<T, I>(self.rstd.value() * powers(isa, exponents))
+    pub(super) fn rstds(&self, isa: I, k: usize) -> [T; BATCH] {
+        let rstd = self.rstd[k].value();
+        rounded::<T, I>(if T::HAS_WIDE_RANGE { rstd * powers(isa, times(-1, self.spread[k])) } else { rstd })
     }
+}
+
+/// `factor * values`.
+#[inline(always)]
+pub(super) fn times(factor: i32, mut values: [i32; BATCH]) -> [i32; BATCH] {
+    for i in 0..BATCH {
+        values[i] *= factor;
+    }
+    values
 }
 
 /// The exponents of the largest `x - mean`, or of `sqrt(epsilon)` where that is larger.

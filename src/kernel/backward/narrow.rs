@@ -10,7 +10,7 @@ use crate::kernel::careful::NARROW;
 use crate::kernel::copy;
 use crate::kernel::forward::Parameters;
 use crate::kernel::forward::Place;
-use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics};
+use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics, TOGETHER};
 use crate::kernel::stats::values;
 use crate::kernel::wide::{self, Wide, power_of_two};
 use crate::kernel::wide_lanes::WideLanes;
@@ -20,17 +20,16 @@ use std::ops::Range;
 /// `mean(g * xhat)` in `f64` that is smaller, and not 0, is left to the scalar code.
 const LEAST_MEAN_PRODUCT: f64 = power_of_two(-300);
 
-/// Memory for the columns of eight rows, and for sums.
+/// Memory for the columns of rows that go together, and for sums.
 #[derive(Debug)]
 struct Scratch<T: Element, I: Isa> {
-    x: Columns<I>,
-    dy: Columns<I>,
-    /// dy, scaled, then dx.
-    dx: Columns<I>,
+    /// x; then dy, scaled; then dx.
+    values: [Columns<I>; TOGETHER],
+    dy: [Columns<I>; TOGETHER],
     last_rows: [T; SPAN],
     /// `x - mean`, then `xhat`.
-    xhat: [Column<T, I>; NARROW],
-    g: [Column<T, I>; NARROW],
+    xhat: [[Column<T, I>; NARROW]; TOGETHER],
+    g: [[Column<T, I>; NARROW]; TOGETHER],
     dgamma: [Column<T, I>; NARROW],
     dbeta: [Column<T, I>; NARROW],
 }
@@ -102,7 +101,7 @@ impl<T: Element> SumsOfLanes<T> {
 }
 
 impl<T: Element> Backward<'_, T> {
-    /// Eight rows at a time; those that are not ordinary, and the last, one at a time.
+    /// So many rows at a time as go together; those that are not ordinary, and the last, one at a time.
     #[inline(always)]
     pub(super) fn narrow_rows<I: Isa>(&mut self, isa: I) {
         let Parameters { width, epsilon, gamma, .. } = self.parameters;
@@ -110,28 +109,25 @@ impl<T: Element> Backward<'_, T> {
         let gamma = Gamma::new(if are_ordinary { gamma } else { None });
         let zero = I::F64::splat(isa, 0.0);
         let zeros = [Column::<T, I>::new(isa, zero); NARROW];
-        let [x, dy, dx] = [[zero; NARROW]; 3];
-        let last_rows = [T::ZERO; SPAN];
-        let mut scratch = Scratch { x, dy, dx, last_rows, xhat: zeros, g: zeros, dgamma: zeros, dbeta: zeros };
+        let [values, dy] = [[[zero; NARROW]; TOGETHER]; 2];
+        let [xhat, g] = [[zeros; TOGETHER]; 2];
+        let mut scratch = Scratch { values, dy, last_rows: [T::ZERO; SPAN], xhat, g, dgamma: zeros, dbeta: zeros };
         let mut staged = [T::ZERO; ROOM];
         let streams = self.place == Place::Memory;
         for first in (0..self.mean.len()).step_by(GROUP) {
             let end = self.mean.len().min(first + GROUP);
+            // Sums that hold a row which is not ordinary are no longer ordinary themselves: the others of its group are
+            // added to these.
             let mut sums = None;
             for start in (first..end).step_by(STAGED) {
                 let stop = end.min(start + STAGED);
-                for next in (start..stop).step_by(BATCH) {
-                    let dx = &mut staged[(next - start) * width..];
-                    // Sums that hold a row which is not ordinary are no longer ordinary themselves.
-                    let is_batch = are_ordinary && next + BATCH <= stop && sums.is_none();
-                    if !(is_batch && self.narrow_batch(isa, next, &gamma, &mut scratch, dx)) {
-                        let sums = match &mut sums {
-                            _ if self.sums.is_none() => None,
-                            Some(sums) => Some(sums),
-                            none => Some(none.insert(SumsOfLanes::new(&scratch, width))),
-                        };
-                        self.careful_rows(next..stop.min(next + BATCH), sums, dx);
-                    }
+                let batches = if are_ordinary { (stop - start) / BATCH } else { 0 };
+                if batches > 0 {
+                    self.narrow_batches(isa, start, batches, &gamma, &mut scratch, &mut sums, &mut staged);
+                }
+                for next in (start + batches * BATCH..stop).step_by(BATCH) {
+                    let sums = self.sums_of_lanes(&scratch, &mut sums);
+                    self.careful_rows(next..stop.min(next + BATCH), sums, &mut staged[(next - start) * width..]);
                 }
                 let staged = &staged[..(stop - start) * width];
                 match &mut self.dx {
@@ -153,6 +149,19 @@ impl<T: Element> Backward<'_, T> {
         }
     }
 
+    /// The sums that rows are added to one at a time, where sums are wanted.
+    #[inline(always)]
+    fn sums_of_lanes<'s, I: Isa>(
+        &self,
+        scratch: &Scratch<T, I>,
+        sums: &'s mut Option<SumsOfLanes<T>>,
+    ) -> Option<&'s mut SumsOfLanes<T>> {
+        if self.sums.is_some() && sums.is_none() {
+            *sums = Some(SumsOfLanes::new(scratch, self.parameters.width));
+        }
+        sums.as_mut()
+    }
+
     /// At most eight rows, one at a time.
     #[inline(never)]
     fn careful_rows(&mut self, rows: Range<usize>, mut sums: Option<&mut SumsOfLanes<T>>, dx: &mut [T]) {
@@ -165,129 +174,142 @@ impl<T: Element> Backward<'_, T> {
         }
     }
 
-    /// Eight rows; `false` where one of them has to be left to the scalar code.
+    /// Some times eight rows. Where they are fewer than go together, the first are computed again in the place of others.
     #[inline(always)]
-    fn narrow_batch<I: Isa>(
+    #[expect(clippy::too_many_arguments, reason = "a part of a loop that keeps all of these")]
+    fn narrow_batches<I: Isa>(
         &mut self,
         isa: I,
-        first: usize,
+        start: usize,
+        batches: usize,
         gamma: &Gamma,
         scratch: &mut Scratch<T, I>,
+        sums: &mut Option<SumsOfLanes<T>>,
         staged: &mut [T],
-    ) -> bool {
+    ) {
         let width = self.parameters.width;
-        let span = first * width..(first + BATCH) * width;
-        if !(narrow::are_ordinary(&self.x[span.clone()]) && narrow::are_ordinary(&self.dy[span])) {
-            return false;
+        let Scratch { values, dy, last_rows, xhat, .. } = scratch;
+        for k in 0..TOGETHER {
+            let first = if k < batches { start + k * BATCH } else { start };
+            narrow::read_columns(isa, self.x, first * width, width, last_rows, &mut values[k]);
+            narrow::read_columns(isa, self.dy, first * width, width, last_rows, &mut dy[k]);
         }
-        let Scratch { x, dy, dx, last_rows, xhat, g, dgamma, dbeta } = scratch;
-        let (xhat, g) = (&mut xhat[..width], &mut g[..width]);
-        narrow::read_columns(isa, self.x, first * width, width, last_rows, x);
-        let Some(found) = Statistics::<T, I>::new(isa, x, self.parameters.epsilon, xhat) else {
-            return false;
-        };
-        for xhat in xhat.iter_mut() {
-            *xhat = *xhat * found.rstd;
-        }
-        narrow::read_columns(isa, self.dy, first * width, width, last_rows, dy);
-        let dy = &dy[..width];
-        if self.dx.is_some() {
-            if !dx_of_batch(isa, dy, gamma, &found, xhat, g, &mut dx[..width]) {
-                return false;
-            }
-            narrow::write_rows(isa, dx, width, staged);
-        }
-        if self.sums.is_some() {
-            let (dgamma, dbeta) = (&mut dgamma[..width], &mut dbeta[..width]);
-            for column in 0..width {
-                dgamma[column] = dgamma[column] + xhat[column].times(dy[column]);
-                dbeta[column] = dbeta[column].plus(dy[column]);
+        let found = Statistics::<T, I, TOGETHER>::new(isa, values, width, self.parameters.epsilon, xhat);
+        for column in 0..width.min(NARROW) {
+            for k in 0..TOGETHER {
+                xhat[k][column] = xhat[k][column] * found.rstd[k];
             }
         }
-        true
+        let are_ordinary =
+            if self.dx.is_some() { dx_of_batches(isa, width, gamma, &found, scratch) } else { found.are_ordinary };
+        for k in 0..batches.min(TOGETHER) {
+            let first = start + k * BATCH;
+            let span = first * width..(first + BATCH) * width;
+            let staged = &mut staged[k * BATCH * width..];
+            let is_ordinary = are_ordinary[k]
+                && sums.is_none()
+                && narrow::are_ordinary(&self.x[span.clone()])
+                && narrow::are_ordinary(&self.dy[span]);
+            if !is_ordinary {
+                let sums = self.sums_of_lanes(scratch, sums);
+                self.careful_rows(first..first + BATCH, sums, staged);
+                continue;
+            }
+            if self.dx.is_some() {
+                narrow::write_rows(isa, &scratch.values[k], width, staged);
+            }
+            if self.sums.is_some() {
+                let Scratch { dy, xhat, dgamma, dbeta, .. } = &mut *scratch;
+                for column in 0..width.min(NARROW) {
+                    dgamma[column] = dgamma[column] + xhat[k][column].times(dy[k][column]);
+                    dbeta[column] = dbeta[column].plus(dy[k][column]);
+                }
+            }
+        }
     }
 }
 
-/// dx of eight rows; `false` where one of them has to be left to the scalar code.
+/// dx of rows; of each eight, whether none has to be left to the scalar code.
 #[inline(always)]
-fn dx_of_batch<T: Element, I: Isa>(
+fn dx_of_batches<T: Element, I: Isa>(
     isa: I,
-    dy: &[I::F64],
+    width: usize,
     gamma: &Gamma,
-    found: &Statistics<T, I>,
-    xhat: &[Column<T, I>],
-    g: &mut [Column<T, I>],
-    dx: &mut [I::F64],
-) -> bool {
-    let width = xhat.len();
-    let gammas = &gamma.scaled[..width];
-    let zero = I::F64::splat(isa, 0.0);
-    let mut exponents = [0; BATCH];
+    found: &Statistics<T, I, TOGETHER>,
+    scratch: &mut Scratch<T, I>,
+) -> [bool; TOGETHER] {
+    let Scratch { values: dx, dy, xhat, g, .. } = scratch;
+    let columns = 0..width.min(NARROW);
+    let zero = Column::<T, I>::new(isa, I::F64::splat(isa, 0.0));
+    let mut exponents = [[0; BATCH]; TOGETHER];
     if T::HAS_WIDE_RANGE {
-        let mut largest = [0.0; BATCH];
-        for dy in dy {
-            largest = narrow::larger::<I>(largest, *dy);
-        }
-        exponents = narrow::exponents(largest);
-        let mut negative = exponents;
-        for i in 0..BATCH {
-            negative[i] = -exponents[i];
-        }
-        let factor = narrow::powers(isa, negative);
-        for column in 0..width {
-            dx[column] = dy[column] * factor;
+        for k in 0..TOGETHER {
+            let mut largest = [0.0; BATCH];
+            for column in columns.clone() {
+                largest = narrow::larger::<I>(largest, dy[k][column]);
+            }
+            exponents[k] = narrow::exponents(largest);
+            let factor = narrow::powers(isa, narrow::times(-1, exponents[k]));
+            for column in columns.clone() {
+                dx[k][column] = dy[k][column] * factor;
+            }
         }
     } else {
-        dx.copy_from_slice(dy);
+        *dx = *dy;
     }
-    let [mut sum, mut product] = [Column::<T, I>::new(isa, zero); 2];
-    if gamma.is_there {
-        for column in 0..width {
-            g[column] = Column::<T, I>::product(isa, dx[column], I::F64::splat(isa, gammas[column]));
-            sum = sum + g[column];
-            product = product + g[column] * xhat[column];
-        }
-    } else {
-        for column in 0..width {
-            g[column] = Column::<T, I>::new(isa, dx[column]);
-            sum = sum.plus(dx[column]);
-            product = product + xhat[column].times(dx[column]);
-        }
-    }
-    let minus_mean_g = sum.divided(width as f64).negative();
-    let mean_product = product.divided(width as f64);
-    let mut ordinary = true;
-    if T::HAS_WIDE_RANGE {
-        for value in values(mean_product.value()) {
-            ordinary &= (value == 0.0) | (value.abs() >= LEAST_MEAN_PRODUCT);
-        }
-    } else {
-        // Neither dy nor gamma is infinite or NaN.
-        for value in values(minus_mean_g.value()) {
-            ordinary &= value.is_finite();
+    let [mut minus_mean_g, mut mean_product] = [[zero; TOGETHER]; 2];
+    for column in columns.clone() {
+        for k in 0..TOGETHER {
+            let (dy, xhat) = (dx[k][column], xhat[k][column]);
+            if gamma.is_there {
+                let product = Column::<T, I>::product(isa, dy, I::F64::splat(isa, gamma.scaled[column]));
+                g[k][column] = product;
+                minus_mean_g[k] = minus_mean_g[k] + product;
+                mean_product[k] = mean_product[k] + product * xhat;
+            } else {
+                g[k][column] = Column::<T, I>::new(isa, dy);
+                minus_mean_g[k] = minus_mean_g[k].plus(dy);
+                mean_product[k] = mean_product[k] + xhat.times(dy);
+            }
         }
     }
-    if !ordinary {
-        return false;
+    let mut are_ordinary = found.are_ordinary;
+    let mut factor = [I::F64::splat(isa, 1.0); TOGETHER];
+    for k in 0..TOGETHER {
+        minus_mean_g[k] = minus_mean_g[k].divided(width as f64).negative();
+        mean_product[k] = mean_product[k].divided(width as f64);
+        if T::HAS_WIDE_RANGE {
+            for value in values(mean_product[k].value()) {
+                are_ordinary[k] &= (value == 0.0) | (value.abs() >= LEAST_MEAN_PRODUCT);
+            }
+            for i in 0..BATCH {
+                exponents[k][i] += gamma.exponent - found.spread[k][i];
+            }
+            factor[k] = narrow::powers(isa, exponents[k]);
+        } else {
+            // Neither dy nor gamma is infinite or NaN.
+            for value in values(minus_mean_g[k].value()) {
+                are_ordinary[k] &= value.is_finite();
+            }
+        }
     }
-    for i in 0..BATCH {
-        exponents[i] += gamma.exponent - found.spread[i];
-    }
-    let factor = narrow::powers(isa, exponents);
     if width == 2 {
-        let share = found.epsilon_share();
-        for column in 0..width {
-            let centred = (g[column] + minus_mean_g).times_any(share);
-            dx[column] = scaled::<T, I>(centred.times_any(found.rstd), factor);
+        for k in 0..TOGETHER {
+            let share = found.epsilon_share(k);
+            for column in columns.clone() {
+                let centred = (g[k][column] + minus_mean_g[k]).times_any(share);
+                dx[k][column] = scaled::<T, I>(centred.times_any(found.rstd[k]), factor[k]);
+            }
         }
-        return true;
+        return are_ordinary;
     }
-    for column in 0..width {
-        let centred = if gamma.is_there { g[column] + minus_mean_g } else { minus_mean_g.plus(dx[column]) };
-        let centred = centred - xhat[column] * mean_product;
-        dx[column] = scaled::<T, I>(centred.times_any(found.rstd), factor);
+    for column in columns {
+        for k in 0..TOGETHER {
+            let centred = g[k][column] + minus_mean_g[k] - xhat[k][column] * mean_product[k];
+            dx[k][column] = scaled::<T, I>(centred.times_any(found.rstd[k]), factor[k]);
+        }
     }
-    true
+    are_ordinary
 }
 
 /// Values of dx, taken times powers of two where they were scaled.

@@ -4,23 +4,23 @@ use super::{Forward, Place, careful_row, save};
 use crate::Element;
 use crate::kernel::careful::NARROW;
 use crate::kernel::copy;
-use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics};
+use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics, TOGETHER};
 use crate::kernel::wide_lanes::WideLanes;
 use crate::simd::{BATCH, Isa, Lanes};
 use std::ops::Range;
 
-/// Memory for the columns of eight rows.
+/// Memory for the columns of rows.
 #[derive(Debug)]
 struct Scratch<T: Element, I: Isa> {
     /// x, then y.
-    values: Columns<I>,
+    values: [Columns<I>; TOGETHER],
     /// `x - mean`.
-    centred: [Column<T, I>; NARROW],
+    centred: [[Column<T, I>; NARROW]; TOGETHER],
     last_rows: [T; SPAN],
 }
 
 impl<T: Element> Forward<'_, T> {
-    /// Eight rows at a time; those that are not ordinary, and the last, one at a time.
+    /// So many rows at a time as go together; those that are not ordinary, and the last, one at a time.
     #[inline(always)]
     pub(super) fn narrow_rows<I: Isa>(&mut self, isa: I) {
         let parameters = self.parameters;
@@ -29,29 +29,29 @@ impl<T: Element> Forward<'_, T> {
             && narrow::are_ordinary(parameters.gamma.unwrap_or(&[]))
             && narrow::are_ordinary(parameters.beta.unwrap_or(&[]));
         let zero = I::F64::splat(isa, 0.0);
-        let centred = [Column::<T, I>::new(isa, zero); NARROW];
-        let mut scratch = Scratch { values: [zero; NARROW], centred, last_rows: [T::ZERO; SPAN] };
+        let centred = [[Column::<T, I>::new(isa, zero); NARROW]; TOGETHER];
+        let values = [[zero; NARROW]; TOGETHER];
+        let mut scratch = Scratch { values, centred, last_rows: [T::ZERO; SPAN] };
         let mut staged = [T::ZERO; ROOM];
         let streams = self.place == Place::Memory;
         let rows = self.x.len() / width;
         for start in (0..rows).step_by(STAGED) {
-            let stop = rows.min(start + STAGED);
-            for first in (start..stop).step_by(BATCH) {
-                let end = stop.min(first + BATCH);
-                let y = &mut staged[(first - start) * width..];
-                let is_batch = are_ordinary && end - first == BATCH;
-                if !(is_batch && self.narrow_batch(isa, first, &mut scratch, y)) {
-                    self.careful_rows(first..end, y);
-                }
+            let end = rows.min(start + STAGED);
+            // The last rows, fewer than eight, go one at a time.
+            let batches = if are_ordinary { (end - start) / BATCH } else { 0 };
+            if batches > 0 {
+                self.narrow_batches(isa, start, batches, &mut scratch, &mut staged);
             }
-            copy::copy(isa, &staged[..(stop - start) * width], &mut self.y[start * width..stop * width], streams);
+            let done = start + batches * BATCH;
+            self.careful_rows(done..end, &mut staged[(done - start) * width..]);
+            copy::copy(isa, &staged[..(end - start) * width], &mut self.y[start * width..end * width], streams);
         }
         if streams {
             isa.fence();
         }
     }
 
-    /// At most eight rows, one at a time.
+    /// One row after the other.
     #[inline(never)]
     fn careful_rows(&mut self, rows: Range<usize>, y: &mut [T]) {
         let width = self.parameters.width;
@@ -62,37 +62,51 @@ impl<T: Element> Forward<'_, T> {
         }
     }
 
-    /// Eight rows; `false` where one of them has to be left to the scalar code.
+    /// Some times eight rows. Where they are fewer than go together, the first are computed again in the place of others.
     #[inline(always)]
-    fn narrow_batch<I: Isa>(&mut self, isa: I, first: usize, scratch: &mut Scratch<T, I>, y: &mut [T]) -> bool {
+    fn narrow_batches<I: Isa>(
+        &mut self,
+        isa: I,
+        start: usize,
+        batches: usize,
+        scratch: &mut Scratch<T, I>,
+        staged: &mut [T],
+    ) {
         let width = self.parameters.width;
-        if !narrow::are_ordinary(&self.x[first * width..(first + BATCH) * width]) {
-            return false;
-        }
         let Scratch { values, centred, last_rows } = scratch;
-        let centred = &mut centred[..width];
-        narrow::read_columns(isa, self.x, first * width, width, last_rows, values);
-        let Some(found) = Statistics::new(isa, values, self.parameters.epsilon, centred) else {
-            return false;
-        };
-        if self.mean.is_some() {
-            save(&mut self.mean, first, &found.means());
+        for k in 0..TOGETHER {
+            let first = if k < batches { start + k * BATCH } else { start };
+            narrow::read_columns(isa, self.x, first * width, width, last_rows, &mut values[k]);
         }
-        if self.rstd.is_some() {
-            save(&mut self.rstd, first, &found.rstds(isa));
-        }
+        let found = Statistics::<T, I, TOGETHER>::new(isa, values, width, self.parameters.epsilon, centred);
         let splat = |value: T| I::F64::splat(isa, value.to_f64());
-        for column in 0..width {
-            let mut value = centred[column] * found.rstd;
-            if let Some(gamma) = self.parameters.gamma {
-                value = value.times(splat(gamma[column]));
+        for column in 0..width.min(NARROW) {
+            for k in 0..TOGETHER {
+                let mut value = centred[k][column] * found.rstd[k];
+                if let Some(gamma) = self.parameters.gamma {
+                    value = value.times(splat(gamma[column]));
+                }
+                if let Some(beta) = self.parameters.beta {
+                    value = value.plus(splat(beta[column]));
+                }
+                values[k][column] = value.value();
             }
-            if let Some(beta) = self.parameters.beta {
-                value = value.plus(splat(beta[column]));
-            }
-            values[column] = value.value();
         }
-        narrow::write_rows(isa, values, width, y);
-        true
+        for k in 0..batches.min(TOGETHER) {
+            let first = start + k * BATCH;
+            let y = &mut staged[k * BATCH * width..];
+            let x = &self.x[first * width..(first + BATCH) * width];
+            if found.are_ordinary[k] && narrow::are_ordinary(x) {
+                if self.mean.is_some() {
+                    save(&mut self.mean, first, &found.means(k));
+                }
+                if self.rstd.is_some() {
+                    save(&mut self.rstd, first, &found.rstds(isa, k));
+                }
+                narrow::write_rows(isa, &values[k], width, y);
+            } else {
+                self.careful_rows(first..first + BATCH, y);
+            }
+        }
     }
 }
