@@ -15,8 +15,7 @@
 //! Rows that this is not for are left to the scalar code with the others of their eight, and so are the last, fewer than
 //! eight:
 //!
-//! - those with a NaN or an infinity, and constant rows without `epsilon`: their variance with `epsilon` is not a finite
-//!   number above 0;
+//! - those with a NaN or an infinity, and constant rows without `epsilon`: their `rstd` is not finite;
 //! - in `f64`, those with an element other than 0 outside [2^-128, 2^128], or such parameters: see below.
 //!
 //! # Powers of two
@@ -257,10 +256,8 @@ impl<T: Element, I: Isa, const K: usize> Statistics<T, I, K> {
         let mut of_rows = [zero; K];
         for k in 0..K {
             let denominator = squares[k].divided(width as f64).plus(scaled_epsilon[k]);
-            for value in values(denominator.value()) {
-                are_ordinary[k] &= (value > 0.0) & (value < f64::INFINITY);
-            }
             rstd[k] = denominator.reciprocal_sqrt();
+            are_ordinary[k] = are_finite(isa, rstd[k].value());
             of_rows[k] = Column::<T, I>::new(isa, scaled_epsilon[k]);
         }
         Self { mean, spread, rstd, epsilon: of_rows, are_ordinary }
@@ -284,6 +281,12 @@ impl<T: Element, I: Isa, const K: usize> Statistics<T, I, K> {
         let rstd = self.rstd[k].value();
         rounded::<T, I>(if T::HAS_WIDE_RANGE { rstd * powers(isa, times(-1, self.spread[k])) } else { rstd })
     }
+}
+
+/// Whether no lane is infinite or NaN.
+#[inline(always)]
+pub(super) fn are_finite<I: Isa>(isa: I, value: I::F64) -> bool {
+    (value * I::F64::splat(isa, 0.0)).sum() == 0.0
 }
 
 /// `factor * values`.

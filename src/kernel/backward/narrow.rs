@@ -254,13 +254,12 @@ fn dx_of_batches<T: Element, I: Isa>(
                 dx[k][column] = dy[k][column] * factor;
             }
         }
-    } else {
-        *dx = *dy;
     }
     let [mut minus_mean_g, mut mean_product] = [[zero; TOGETHER]; 2];
     for column in columns.clone() {
         for k in 0..TOGETHER {
-            let (dy, xhat) = (dx[k][column], xhat[k][column]);
+            let dy = if T::HAS_WIDE_RANGE { dx[k][column] } else { dy[k][column] };
+            let xhat = xhat[k][column];
             if gamma.is_there {
                 let product = Column::<T, I>::product(isa, dy, I::F64::splat(isa, gamma.scaled[column]));
                 g[k][column] = product;
@@ -288,9 +287,7 @@ fn dx_of_batches<T: Element, I: Isa>(
             factor[k] = narrow::powers(isa, exponents[k]);
         } else {
             // Neither dy nor gamma is infinite or NaN.
-            for value in values(minus_mean_g[k].value()) {
-                are_ordinary[k] &= value.is_finite();
-            }
+            are_ordinary[k] &= narrow::are_finite(isa, minus_mean_g[k].value());
         }
     }
     if width == 2 {
