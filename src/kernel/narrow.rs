@@ -12,11 +12,15 @@
 //! for each column:  y = centred * rstd * gamma + beta, or the terms of the gradients
 //! ```
 //!
+//! A column of a row waits for the one before, in a sum that has to keep its order; so [`TOGETHER`] times eight rows go through
+//! each loop side by side. Their results are written to a buffer, and from there past the caches where the caller asks for
+//! that.
+//!
 //! Rows that this is not for are left to the scalar code with the others of their eight, and so are the last, fewer than
 //! eight:
 //!
 //! - those with a NaN or an infinity, and constant rows without `epsilon`: their `rstd` is not finite;
-//! - in `f64`, those with an element other than 0 outside [2^-128, 2^128], or such parameters: see below.
+//! - in `f64`, those with an element other than 0 outside [2^-128, 2^128], or with such parameters: see below.
 //!
 //! # Powers of two
 //!
@@ -35,8 +39,11 @@
 //! is near the end of the range. That leaves `mean(g * xhat)`, where much can cancel: it is tested to be 0 or at least
 //! 2^-300.
 //!
-//! Cost: in `f32` the moves from rows to columns and back, about two instructions an element each; in `f64` the arithmetic
-//! of pairs, about 15 instructions an element forward, 40 backward.
+//! # Cost
+//!
+//! In `f32` the moves from rows to columns and back, about one instruction an element each, and of rows of few elements the
+//! root and the division; in `f64` the arithmetic of pairs, of 64 bytes about 15 instructions an element forward and 40
+//! backward.
 
 use super::careful::NARROW;
 use super::stats::values;

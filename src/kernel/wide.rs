@@ -1,6 +1,7 @@
 //! The arithmetic of rows that ask for more digits than their type has: `f64` for `f32`, pairs of `f64` for `f64`.
 //!
 //! It is scalar, uses no fused multiply-add, and so has the same bits on every instruction set.
+//! [`wide_lanes`](super::wide_lanes) is the same for eight numbers at a time.
 
 use super::wide_lanes::{Pair, Single, WideLanes};
 use crate::simd::Isa;
