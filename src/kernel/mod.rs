@@ -20,10 +20,12 @@ pub(crate) mod backward;
 mod careful;
 pub(crate) mod copy;
 pub(crate) mod forward;
+mod narrow;
 pub(crate) mod reduce;
 mod stats;
 mod streams;
 pub(crate) mod wide;
+mod wide_lanes;
 
 use crate::Element;
 use crate::element::Vectorized;

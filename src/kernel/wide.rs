@@ -1,11 +1,17 @@
 //! The arithmetic of rows that ask for more digits than their type has: `f64` for `f32`, pairs of `f64` for `f64`.
 //!
 //! It is scalar, uses no fused multiply-add, and so has the same bits on every instruction set.
+//! [`wide_lanes`](super::wide_lanes) is the same for eight numbers at a time.
 
+use super::wide_lanes::{Pair, Single, WideLanes};
+use crate::simd::Isa;
 use std::ops::{Add, Mul, Sub};
 
 /// A number with at least twice the digits of the element type.
 pub(crate) trait Wide: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// Eight such numbers.
+    type Lanes<I: Isa>: WideLanes<Self, I>;
+
     /// Exact.
     fn new(value: f64) -> Self;
 
@@ -55,6 +61,8 @@ pub(super) fn exponent(value: f64) -> i32 {
 }
 
 impl Wide for f64 {
+    type Lanes<I: Isa> = Single<I>;
+
     #[inline(always)]
     fn new(value: f64) -> Self {
         value
@@ -92,6 +100,12 @@ pub(crate) struct Double {
 }
 
 impl Double {
+    /// A number and what its rounding lost.
+    #[inline(always)]
+    pub(super) fn of_parts(high: f64, low: f64) -> Self {
+        Self { high, low }
+    }
+
     /// `a + b` and its rounding error, exactly (Knuth).
     #[inline(always)]
     fn sum(a: f64, b: f64) -> Self {
@@ -147,6 +161,8 @@ impl Mul for Double {
 }
 
 impl Wide for Double {
+    type Lanes<I: Isa> = Pair<I>;
+
     #[inline(always)]
     fn new(value: f64) -> Self {
         Self { high: value, low: 0.0 }

@@ -30,8 +30,29 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// Whether loops of known length are compiled for the commonest short widths. They give the same bits.
     const SPECIALIZED: bool;
 
+    /// Whether [`Lanes::mul_add`] is known to round once.
+    const FUSED: bool;
+
     /// Runs a kernel compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
+
+    /// Eight registers as rows are turned into the registers of their columns.
+    #[inline(always)]
+    fn transposed(self, rows: [Self::F64; BATCH]) -> [Self::F64; BATCH] {
+        let mut columns = [[0.0; BATCH]; BATCH];
+        for i in 0..BATCH {
+            let mut row = [0.0; BATCH];
+            rows[i].store(&mut row);
+            for j in 0..BATCH {
+                columns[j][i] = row[j];
+            }
+        }
+        let mut found = rows;
+        for j in 0..BATCH {
+            found[j] = Self::F64::load(self, &columns[j]);
+        }
+        found
+    }
 
     /// Asks for the cache line of `value`, which is read soon.
     #[inline(always)]

@@ -13,6 +13,7 @@ pub(crate) struct Model;
 impl Isa for Model {
     type F32 = Array<f32, 16>;
     const SPECIALIZED: bool = false;
+    const FUSED: bool = true;
     type F64 = Array<f64, 8>;
 
     #[inline(always)]

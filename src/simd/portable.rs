@@ -14,6 +14,8 @@ pub(crate) struct Portable;
 impl Isa for Portable {
     type F32 = f32x16;
     const SPECIALIZED: bool = false;
+    // What `wide` asks for on x86. On other targets it is not asked whether it does.
+    const FUSED: bool = cfg!(all(target_feature = "avx", target_feature = "fma"));
     type F64 = f64x8;
 
     #[inline(always)]

@@ -1,10 +1,9 @@
 //! Rows that are computed with care: narrow ones, and those whose squares leave the range.
 
 use crate::Element;
-use crate::kernel::careful::{self, CarefulRow};
+use crate::kernel::careful::CarefulRow;
 use crate::kernel::forward::Parameters;
 use crate::kernel::wide::Wide;
-use std::ops::Range;
 
 /// Where the gradients of some rows go.
 #[derive(Debug)]
@@ -15,41 +14,20 @@ pub(super) struct Targets<'a, T> {
     pub(super) sums: Option<(&'a mut [T], &'a mut [T])>,
 }
 
-impl<T> Targets<'_, T> {
-    /// dx of the rows whose elements are at `span`.
-    #[inline(always)]
-    fn dx_of(&mut self, span: Range<usize>) -> Option<(&mut [T], bool)> {
-        self.dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate))
-    }
-}
-
-/// Rows narrower than a register, each computed with care.
-#[inline(always)]
-pub(super) fn narrow_rows<T: Element>(parameters: &Parameters<'_, T>, x: &[T], dy: &[T], mut targets: Targets<'_, T>) {
-    let width = parameters.width;
-    let [mut dgamma, mut dbeta] = [[T::Wide::new(0.0); careful::NARROW]; 2];
-    let has_sums = targets.sums.is_some();
-    for row in 0..x.len() / width {
-        let span = row * width..(row + 1) * width;
-        let sums = has_sums.then_some((&mut dgamma[..width], &mut dbeta[..width]));
-        careful_row(parameters, &x[span.clone()], &dy[span.clone()], targets.dx_of(span), sums);
-    }
-    add_sums(targets, &dgamma, &dbeta);
-}
-
 /// One row outside the ordinary range, of any width.
 #[inline(never)]
-pub(super) fn rescued_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], dy: &[T], mut targets: Targets<'_, T>) {
+pub(super) fn rescued_row<T: Element>(parameters: &Parameters<'_, T>, x: &[T], dy: &[T], targets: Targets<'_, T>) {
     let width = if targets.sums.is_some() { x.len() } else { 0 };
     let [mut dgamma, mut dbeta] = [(); 2].map(|()| vec![T::Wide::new(0.0); width]);
     let sums = targets.sums.is_some().then_some((&mut dgamma[..], &mut dbeta[..]));
-    careful_row(parameters, x, dy, targets.dx_of(0..x.len()), sums);
-    add_sums(targets, &dgamma, &dbeta);
+    let Targets { dx, sums: totals } = targets;
+    careful_row(parameters, x, dy, dx, sums);
+    add_sums(totals, &dgamma, &dbeta);
 }
 
 /// One row: its dx, and its part of dgamma and dbeta, which is added to `sums`.
 #[inline(always)]
-fn careful_row<T: Element>(
+pub(super) fn careful_row<T: Element>(
     parameters: &Parameters<'_, T>,
     x: &[T],
     dy: &[T],
@@ -78,8 +56,8 @@ fn careful_row<T: Element>(
 
 /// Adds sums taken with care to those of the rows before.
 #[inline(always)]
-fn add_sums<T: Element>(targets: Targets<'_, T>, dgamma: &[T::Wide], dbeta: &[T::Wide]) {
-    if let Some((dgamma_total, dbeta_total)) = targets.sums {
+pub(super) fn add_sums<T: Element>(totals: Option<(&mut [T], &mut [T])>, dgamma: &[T::Wide], dbeta: &[T::Wide]) {
+    if let Some((dgamma_total, dbeta_total)) = totals {
         for (total, part) in dgamma_total.iter_mut().zip(dgamma).chain(dbeta_total.iter_mut().zip(dbeta)) {
             *total = T::from_f64((T::Wide::new(total.to_f64()) + *part).value());
         }

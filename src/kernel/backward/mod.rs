@@ -25,6 +25,7 @@
 
 mod block;
 mod careful_rows;
+mod narrow;
 mod piece;
 
 use super::forward::{Parameters, Place};
@@ -33,7 +34,7 @@ use super::{NOT_WRITTEN, STORED, STREAMED, careful, copy, reduce, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use block::Block;
-use careful_rows::{Targets, narrow_rows, rescued_row};
+use careful_rows::{Targets, rescued_row};
 use piece::{Coefficients, Piece, RowSums};
 use std::ops::Range;
 
@@ -229,24 +230,6 @@ struct Counts {
 }
 
 impl<T: Element> Backward<'_, T> {
-    /// Rows narrower than a register, each computed with care.
-    #[inline(always)]
-    fn narrow_rows<I: Isa>(&mut self, isa: I) {
-        let width = self.parameters.width;
-        for first in (0..self.mean.len()).step_by(GROUP) {
-            let end = self.mean.len().min(first + GROUP);
-            let span = first * width..end * width;
-            let targets = Targets {
-                dx: self.dx.as_mut().map(|(dx, accumulate)| (&mut dx[span.clone()], *accumulate)),
-                sums: self.sums.as_mut().map(|sums| sums.of_group(width)),
-            };
-            narrow_rows(&self.parameters, &self.x[span.clone()], &self.dy[span], targets);
-            if let Some(sums) = &mut self.sums {
-                sums.close_group(isa);
-            }
-        }
-    }
-
     /// Full batches of the commonest short width by loops of known length, all other rows by loops over any.
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self, isa: I) {

@@ -7,6 +7,7 @@
 //! Rows too long for a first-level cache to hold two of them go in tiles of columns, all rows of the batch to a tile, so
 //! that gamma and beta are read once a batch and not once a row.
 
+mod narrow;
 mod piece;
 
 use super::careful::{self, CarefulRow};
@@ -64,7 +65,7 @@ impl<T: Element> Kernel for Forward<'_, T> {
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
         if self.parameters.width < careful::NARROW {
-            return self.narrow_rows();
+            return self.narrow_rows(isa);
         }
         let is_aligned = super::misaligned(self.y) == 0 && self.parameters.width.is_multiple_of(T::LANES);
         let is_affine = self.parameters.gamma.is_some();
@@ -159,16 +160,6 @@ struct Batch<T> {
 }
 
 impl<T: Element> Forward<'_, T> {
-    #[inline(always)]
-    fn narrow_rows(&mut self) {
-        let width = self.parameters.width;
-        for (row, (x, y)) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)).enumerate() {
-            let (mean, rstd) = careful_row(&self.parameters, x, y);
-            save(&mut self.mean, row, &[mean]);
-            save(&mut self.rstd, row, &[rstd]);
-        }
-    }
-
     /// Full batches of the commonest short widths by loops of known length, all other rows by loops over any.
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self, isa: I) {

@@ -173,6 +173,23 @@ mod f64x8 {
             }
             sums_of_fours(isa, fours)
         }
+        fn transposed(rows: [super::F64x8; BATCH]) -> [super::F64x8; BATCH] {
+            let mut found = rows;
+            for half in 0..2 {
+                for i in 0..2 {
+                    // Four rows of four columns: neighbours, and then pairs of them, side by side.
+                    let (a, b) = (rows[4 * i].0[half], rows[4 * i + 1].0[half]);
+                    let (c, d) = (rows[4 * i + 2].0[half], rows[4 * i + 3].0[half]);
+                    let (even, odd) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+                    let (next_even, next_odd) = (_mm256_unpacklo_pd(c, d), _mm256_unpackhi_pd(c, d));
+                    found[4 * half].0[i] = _mm256_permute2f128_pd::<0x20>(even, next_even);
+                    found[4 * half + 1].0[i] = _mm256_permute2f128_pd::<0x20>(odd, next_odd);
+                    found[4 * half + 2].0[i] = _mm256_permute2f128_pd::<0x31>(even, next_even);
+                    found[4 * half + 3].0[i] = _mm256_permute2f128_pd::<0x31>(odd, next_odd);
+                }
+            }
+            found
+        }
         fn sums_of_fours(fours: [__m256d; BATCH]) -> [__m256d; 2] {
             let mut found = [_mm256_setzero_pd(); 2];
             for i in 0..2 {

@@ -124,6 +124,27 @@ mod f64x8 {
             }
             transposed_sum(isa, eight)
         }
+        fn transposed(rows: [super::F64x8; BATCH]) -> [super::F64x8; BATCH] {
+            let lower_pairs = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let upper_pairs = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            let mut found = rows;
+            for half in 0..2 {
+                // Four columns of rows i and i + 4 side by side; then pairs of those; then the four.
+                let mut fours = [_mm512_setzero_pd(); 4];
+                for i in 0..4 {
+                    let (a, b) = (rows[i].0, rows[i + 4].0);
+                    fours[i] =
+                        if half == 0 { _mm512_shuffle_f64x2::<0x44>(a, b) } else { _mm512_shuffle_f64x2::<0xee>(a, b) };
+                }
+                let even = [_mm512_unpacklo_pd(fours[0], fours[1]), _mm512_unpacklo_pd(fours[2], fours[3])];
+                let odd = [_mm512_unpackhi_pd(fours[0], fours[1]), _mm512_unpackhi_pd(fours[2], fours[3])];
+                found[4 * half].0 = _mm512_permutex2var_pd(even[0], lower_pairs, even[1]);
+                found[4 * half + 1].0 = _mm512_permutex2var_pd(odd[0], lower_pairs, odd[1]);
+                found[4 * half + 2].0 = _mm512_permutex2var_pd(even[0], upper_pairs, even[1]);
+                found[4 * half + 3].0 = _mm512_permutex2var_pd(odd[0], upper_pairs, odd[1]);
+            }
+            found
+        }
         fn transposed_sum(eight: [__m512d; BATCH]) -> __m512d {
             // Halves of neighbours side by side, added; then quarters; then eighths: register r ends in lane r.
             let mut halves = [_mm512_setzero_pd(); 4];

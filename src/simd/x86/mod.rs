@@ -27,6 +27,7 @@ macro_rules! token {
             type F32 = $f32;
             type F64 = $f64;
             const SPECIALIZED: bool = true;
+            const FUSED: bool = true;
 
             #[inline]
             fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -36,6 +37,11 @@ macro_rules! token {
                 }
                 // SAFETY: `self` comes from `detect`, which saw every feature that `enter` is compiled for.
                 unsafe { enter(self, kernel) }
+            }
+
+            #[inline(always)]
+            fn transposed(self, rows: [$f64; BATCH]) -> [$f64; BATCH] {
+                f64x8::transposed(self, rows)
             }
 
             #[inline(always)]
