@@ -248,7 +248,7 @@ impl<I: Isa> Sub for Pair<I> {
 
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
-        self + other.negative()
+        Add::add(self, other.negative())
     }
 }
 

@@ -71,8 +71,14 @@ struct SumsOfLanes<T: Element> {
 
 impl<T: Element> SumsOfLanes<T> {
     #[inline(always)]
+    fn zero() -> Self {
+        let [dgamma, dbeta] = [[[T::Wide::new(0.0); NARROW]; BATCH]; 2];
+        Self { dgamma, dbeta }
+    }
+
+    #[inline(always)]
     fn new<I: Isa>(columns: &Scratch<T, I>, width: usize) -> Self {
-        let [mut dgamma, mut dbeta] = [[[T::Wide::new(0.0); NARROW]; BATCH]; 2];
+        let Self { mut dgamma, mut dbeta } = Self::zero();
         for column in 0..width {
             let (of_gamma, of_beta) = (columns.dgamma[column].numbers(), columns.dbeta[column].numbers());
             for i in 0..BATCH {
@@ -105,6 +111,16 @@ impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     pub(super) fn narrow_rows<I: Isa>(&mut self, isa: I) {
         let Parameters { width, epsilon, gamma, .. } = self.parameters;
+        let rows = self.mean.len();
+        if rows < BATCH {
+            // To lay out the memory below takes longer than these.
+            let mut staged = [T::ZERO; SPAN];
+            let mut sums = SumsOfLanes::zero();
+            let is_summed = self.sums.is_some();
+            self.careful_rows(0..rows, is_summed.then_some(&mut sums), &mut staged);
+            self.write_dx(isa, 0..rows, &staged, false);
+            return self.close_narrow_group(isa, sums);
+        }
         let are_ordinary = narrow::is_ordinary_epsilon::<T>(epsilon) && narrow::are_ordinary(gamma.unwrap_or(&[]));
         let gamma = Gamma::new(if are_ordinary { gamma } else { None });
         let zero = I::F64::splat(isa, 0.0);
@@ -114,8 +130,8 @@ impl<T: Element> Backward<'_, T> {
         let mut scratch = Scratch { values, dy, last_rows: [T::ZERO; SPAN], xhat, g, dgamma: zeros, dbeta: zeros };
         let mut staged = [T::ZERO; ROOM];
         let streams = self.place == Place::Memory;
-        for first in (0..self.mean.len()).step_by(GROUP) {
-            let end = self.mean.len().min(first + GROUP);
+        for first in (0..rows).step_by(GROUP) {
+            let end = rows.min(first + GROUP);
             // Sums that hold a row which is not ordinary are no longer ordinary themselves: the others of its group are
             // added to these.
             let mut sums = None;
@@ -129,23 +145,43 @@ impl<T: Element> Backward<'_, T> {
                     let sums = self.sums_of_lanes(&scratch, &mut sums);
                     self.careful_rows(next..stop.min(next + BATCH), sums, &mut staged[(next - start) * width..]);
                 }
-                let staged = &staged[..(stop - start) * width];
-                match &mut self.dx {
-                    Some((dx, true)) => copy::add_to(isa, staged, &mut dx[start * width..stop * width]),
-                    Some((dx, false)) => copy::copy(isa, staged, &mut dx[start * width..stop * width], streams),
-                    None => {}
-                }
+                self.write_dx(isa, start..stop, &staged, streams);
             }
-            if let Some(target) = &mut self.sums {
-                let sums = sums.unwrap_or_else(|| SumsOfLanes::new(&scratch, width));
-                sums.add_into(target.of_group(width), width);
-                target.close_group(isa);
+            if self.sums.is_some() {
+                let sums = match sums {
+                    Some(sums) => sums,
+                    None => SumsOfLanes::new(&scratch, width),
+                };
+                self.close_narrow_group(isa, sums);
                 scratch.dgamma = zeros;
                 scratch.dbeta = zeros;
             }
         }
         if streams {
             isa.fence();
+        }
+    }
+
+    /// Brings dx of rows from the buffer where it belongs.
+    #[inline(always)]
+    fn write_dx<I: Isa>(&mut self, isa: I, rows: Range<usize>, staged: &[T], streams: bool) {
+        let width = self.parameters.width;
+        let staged = &staged[..rows.len() * width];
+        let span = rows.start * width..rows.end * width;
+        match &mut self.dx {
+            Some((dx, true)) => copy::add_to(isa, staged, &mut dx[span]),
+            Some((dx, false)) => copy::copy(isa, staged, &mut dx[span], streams),
+            None => {}
+        }
+    }
+
+    /// Adds the sums of a group to the totals, where they are wanted.
+    #[inline(always)]
+    fn close_narrow_group<I: Isa>(&mut self, isa: I, sums: SumsOfLanes<T>) {
+        let width = self.parameters.width;
+        if let Some(target) = &mut self.sums {
+            sums.add_into(target.of_group(width), width);
+            target.close_group(isa);
         }
     }
 

@@ -25,6 +25,12 @@ impl<T: Element> Forward<'_, T> {
     pub(super) fn narrow_rows<I: Isa>(&mut self, isa: I) {
         let parameters = self.parameters;
         let width = parameters.width;
+        let rows = self.x.len() / width;
+        if rows < BATCH {
+            // To lay out the memory below takes longer than these.
+            let y = std::mem::take(&mut self.y);
+            return self.careful_rows(0..rows, y);
+        }
         let are_ordinary = narrow::is_ordinary_epsilon::<T>(parameters.epsilon)
             && narrow::are_ordinary(parameters.gamma.unwrap_or(&[]))
             && narrow::are_ordinary(parameters.beta.unwrap_or(&[]));
@@ -34,7 +40,6 @@ impl<T: Element> Forward<'_, T> {
         let mut scratch = Scratch { values, centred, last_rows: [T::ZERO; SPAN] };
         let mut staged = [T::ZERO; ROOM];
         let streams = self.place == Place::Memory;
-        let rows = self.x.len() / width;
         for start in (0..rows).step_by(STAGED) {
             let end = rows.min(start + STAGED);
             // The last rows, fewer than eight, go one at a time.
