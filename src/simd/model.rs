@@ -1,7 +1,7 @@
 //! [`Lanes`] on plain arrays: the executable specification that every backend is tested against.
 //!
 //! It is slow (a fused multiply-add is a library call on a baseline build) and obvious, one lane after
-//! the other.
+//! the other. Its operations are calls, so that there is less to compile.
 
 use super::{Isa, Kernel, Lanes};
 use std::ops::{Add, Mul, Sub};
@@ -30,6 +30,7 @@ macro_rules! model_lanes {
     ($element:ident, $lanes:literal) => {
         impl Add for Array<$element, $lanes> {
             type Output = Self;
+            #[inline(never)]
             fn add(self, other: Self) -> Self {
                 Self(std::array::from_fn(|lane| self.0[lane] + other.0[lane]))
             }
@@ -37,6 +38,7 @@ macro_rules! model_lanes {
 
         impl Sub for Array<$element, $lanes> {
             type Output = Self;
+            #[inline(never)]
             fn sub(self, other: Self) -> Self {
                 Self(std::array::from_fn(|lane| self.0[lane] - other.0[lane]))
             }
@@ -44,40 +46,49 @@ macro_rules! model_lanes {
 
         impl Mul for Array<$element, $lanes> {
             type Output = Self;
+            #[inline(never)]
             fn mul(self, other: Self) -> Self {
                 Self(std::array::from_fn(|lane| self.0[lane] * other.0[lane]))
             }
         }
 
         impl Lanes<$element, Model> for Array<$element, $lanes> {
+            #[inline(never)]
             fn splat(_: Model, value: $element) -> Self {
                 Self([value; $lanes])
             }
 
+            #[inline(never)]
             fn load(_: Model, chunk: &[$element; $lanes]) -> Self {
                 Self(*chunk)
             }
 
+            #[inline(never)]
             fn load_tail(_: Model, tail: &[$element], fill: Self) -> Self {
                 Self(std::array::from_fn(|lane| *tail.get(lane).unwrap_or(&fill.0[lane])))
             }
 
+            #[inline(never)]
             fn store(self, chunk: &mut [$element; $lanes]) {
                 *chunk = self.0;
             }
 
+            #[inline(never)]
             fn store_tail(self, tail: &mut [$element]) {
                 tail.copy_from_slice(&self.0[..tail.len()]);
             }
 
+            #[inline(never)]
             fn mul_add(self, factor: Self, addend: Self) -> Self {
                 Self(std::array::from_fn(|lane| self.0[lane].mul_add(factor.0[lane], addend.0[lane])))
             }
 
+            #[inline(never)]
             fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
                 Self(std::array::from_fn(|lane| (-self.0[lane]).mul_add(factor.0[lane], addend.0[lane])))
             }
 
+            #[inline(never)]
             fn sum(self) -> f64 {
                 sum_of_lanes(self.0.map(f64::from))
             }

@@ -13,6 +13,7 @@ mod piece;
 use super::careful::{self, CarefulRow};
 use super::stats::{self, CompensatedSum, LaneSums, Moments, TakeAgain};
 use super::wide::Wide;
+use super::wide_lanes::WideLanes;
 use super::{NOT_WRITTEN, STORED, STREAMED, copy, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
@@ -367,13 +368,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
         let found = moments.statistics(self.isa, width);
         let epsilon = self.forward.parameters.epsilon;
-        let (mut roots, mut with_epsilon) = ([0.0; BATCH], [0.0; BATCH]);
-        for i in 0..BATCH {
-            // `f64` rows have no wider type to finish in but a pair.
-            let variance = T::Wide::new(found.variance[i]) + T::Wide::new(epsilon);
-            with_epsilon[i] = variance.value();
-            roots[i] = variance.reciprocal_sqrt().value();
-        }
+        // `f64` rows have no wider type to finish in but a pair.
+        let variance = I::F64::load(self.isa, &found.variance);
+        let variance = <T::Wide as Wide>::Lanes::<I>::new(self.isa, variance).plus(I::F64::splat(self.isa, epsilon));
+        let (with_epsilon, roots) =
+            (stats::values(variance.value()), stats::values(variance.reciprocal_sqrt().value()));
         let mut ordinary = true;
         let mut reported_mean = [T::ZERO; BATCH];
         self.batch.mean = found.mean;
