@@ -66,7 +66,9 @@ fn long_rows_have_the_same_bits<T: Element>() {
                 ..full.clone()
             };
             for backend in backends() {
-                for (offset, streaming) in [(1, Streaming::Never), (0, Streaming::Always), (1, Streaming::Always)] {
+                let stores = [(1, Streaming::Always), (1, Streaming::Never), (0, Streaming::Always)];
+                // How results are stored has little to do with the parameters.
+                for (offset, streaming) in stores.into_iter().take(if gamma && beta { 3 } else { 1 }) {
                     let layer = case.layer(backend).streaming(streaming);
                     let what = format!(
                         "{backend:?} {rows}x{width}, gamma {gamma}, beta {beta}, offset {offset}, streaming {streaming:?}"
