@@ -93,6 +93,8 @@ macro_rules! element {
                 match work {
                     Work::Forward(kernel) => backend.run(kernel),
                     Work::Backward(kernel) => backend.run(kernel),
+                    Work::LongForward(kernel) => backend.run(kernel),
+                    Work::LongBackward(kernel) => backend.run(kernel),
                     Work::AddInto(kernel) => backend.run(kernel),
                     Work::AddLost(kernel) => backend.run(kernel),
                     Work::Copy(kernel) => backend.run(kernel),

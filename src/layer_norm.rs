@@ -326,13 +326,9 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             dx: Some((&mut dx, false)),
             streaming: self.streaming,
         };
-        let sums = driver::backward(job, self.gamma.is_some() || self.beta.is_some());
-        let (dgamma, dbeta) = sums
-            .map(|(dgamma, dbeta)| {
-                let shaped = |gradient| shaped(IxDyn(&self.normalized_shape), gradient);
-                (self.gamma.map(|_| shaped(dgamma)), self.beta.map(|_| shaped(dbeta)))
-            })
-            .unwrap_or_default();
+        let mut sums = [self.gamma, self.beta].map(|parameter| parameter.map(|_| vec![T::ZERO; parameters.width]));
+        driver::backward(job, sums.each_mut().map(|sum| sum.as_deref_mut().map(|sum| (sum, false))));
+        let [dgamma, dbeta] = sums.map(|sum| sum.map(|sum| shaped(IxDyn(&self.normalized_shape), sum)));
         Ok(Gradients { dx: shaped(dim, dx), dgamma, dbeta })
     }
 
@@ -425,10 +421,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             dx: dx.map(GradientMut::into_parts),
             streaming: self.streaming,
         };
-        if let Some((dgamma_sum, dbeta_sum)) = driver::backward(job, dgamma.is_some() || dbeta.is_some()) {
-            finish(dgamma, &dgamma_sum);
-            finish(dbeta, &dbeta_sum);
-        }
+        driver::backward(job, [dgamma, dbeta].map(|gradient| gradient.map(GradientMut::into_parts)));
         Ok(())
     }
 
@@ -468,19 +461,6 @@ impl<'a, T> GradientMut<'a, T> {
     fn len(&self) -> usize {
         match self {
             GradientMut::Overwrite(slice) | GradientMut::Accumulate(slice) => slice.len(),
-        }
-    }
-}
-
-/// Writes or adds a parameter gradient.
-fn finish<T: Element>(target: Option<GradientMut<'_, T>>, sum: &[T]) {
-    match target {
-        None => {}
-        Some(GradientMut::Overwrite(target)) => target.copy_from_slice(sum),
-        Some(GradientMut::Accumulate(target)) => {
-            for (target, sum) in target.iter_mut().zip(sum) {
-                *target = T::from_f64(target.to_f64() + sum.to_f64());
-            }
         }
     }
 }

@@ -73,6 +73,15 @@ fn wide_rows_are_within_the_bounds() {
     }
 }
 
+/// So long that several threads share it.
+#[test]
+fn a_row_of_ten_million_elements_is_within_the_bounds() {
+    let case = Case::<f32>::random(1, 10_000_000, true, true, 1);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let worst = pool.install(|| check(&case, "ten million elements"));
+    println!("f32, width 10,000,000: {worst:.2?} ULP (rows, rstd, parameters)");
+}
+
 #[test]
 fn rows_far_from_zero_are_within_the_bounds() {
     for width in [3, 17, 64, 768, 5000, 100_000] {

@@ -3,7 +3,7 @@
 //! Rows are cut into at most [`PARTS`] parts. The kernel adds up the parameter gradients of a part, and the parts are added
 //! in a tree.
 
-use super::Streaming;
+use super::{Streaming, long_rows};
 use crate::Element;
 use crate::kernel::backward::{Backward, GROUP, ParameterSums};
 use crate::kernel::forward::{Parameters, Place};
@@ -36,10 +36,11 @@ pub(crate) struct BackwardJob<'a, 'x, T> {
     pub(crate) streaming: Streaming,
 }
 
-/// Runs a job that starts at row 0; gives dgamma and dbeta, `width` elements each, where they are wanted.
-pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, wants_sums: bool) -> Option<(Vec<T>, Vec<T>)> {
+/// Runs a job that starts at row 0; writes dgamma and dbeta, `width` elements each, where they are wanted, or adds to them.
+pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [Option<(&mut [T], bool)>; 2]) {
     let width = job.parameters.width;
     let rows = job.mean.len();
+    let wants_sums = gradients.iter().any(Option::is_some);
     let parallel = super::is_parallel::<T>(rows * width);
     let place = super::place(job.streaming, 3 * rows * width * size_of::<T>());
     let mut gamma = Vec::new();
@@ -49,23 +50,49 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, wants_sums: bool
         let many = rows >= super::MANY_ROWS;
         parameters.gamma = Some(super::aligned(&mut gamma, parameters.gamma, T::from_f64(1.0), width, many));
     }
-    let job = BackwardJob { parameters, ..job };
+    let mut job = BackwardJob { parameters, ..job };
     if !wants_sums {
+        if parallel && long_rows::is_shared::<T>(rows, width) {
+            return long_rows::backward(job, place, None);
+        }
         let task = if parallel { super::task_rows::<T>(rows, width) } else { rows };
-        job.split(0, task, parallel, place, None);
-        return None;
+        return job.split(0, task, parallel, place, None);
     }
     let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTS).next_power_of_two();
     let part = rows.div_ceil(parts).max(1);
     let part = part.next_multiple_of(if part <= GROUP { BATCH } else { GROUP });
+    if rows <= BATCH && long_rows::are_long::<T>(width) {
+        // Sums as long as the rows would take more time than the rows. These need none, on one thread either.
+        let gradients = gradients.each_mut().map(|gradient| gradient.as_mut().map(|(sum, add)| (&mut **sum, *add)));
+        if long_rows::backward_of_batch(&mut job, place, gradients) {
+            return;
+        }
+    }
+    let is_shared = parallel && rows > BATCH && long_rows::is_shared::<T>(rows.div_ceil(part), width);
     let len = ParameterSums::<T>::len(width);
     let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * len];
     let backend = job.backend;
-    job.split(0, part, parallel, place, Some(&mut sums));
+    if is_shared && part == BATCH {
+        long_rows::backward(job, place, Some(&mut sums));
+    } else {
+        job.split(0, part, parallel, place, Some(&mut sums));
+    }
     add_parts(backend, &mut sums, len);
-    let dbeta = sums[ParameterSums::<T>::start_of_dbeta(width)..][..width].to_vec();
-    sums.truncate(width);
-    Some((sums, dbeta))
+    for (gradient, start) in gradients.into_iter().zip([0, ParameterSums::<T>::start_of_dbeta(width)]) {
+        if let Some((target, accumulate)) = gradient {
+            put(&sums[start..][..width], target, accumulate);
+        }
+    }
+}
+
+/// Writes a parameter gradient, or adds it.
+fn put<T: Element>(sums: &[T], target: &mut [T], accumulate: bool) {
+    if !accumulate {
+        return target.copy_from_slice(sums);
+    }
+    for (target, sum) in target.iter_mut().zip(sums) {
+        *target = T::from_f64(target.to_f64() + sum.to_f64());
+    }
 }
 
 /// Adds all parts of `len` elements into the first: neighbours first, then pairs of neighbours, and so on.
@@ -90,7 +117,7 @@ fn add_parts<T: Element>(backend: Backend, parts: &mut [T], len: usize) {
 
 impl<T: Element> BackwardJob<'_, '_, T> {
     /// Halves the job down to `task` rows; `sums` has one part for each task.
-    fn split(self, first: usize, task: usize, parallel: bool, place: Place, sums: Option<&mut [T]>) {
+    pub(super) fn split(self, first: usize, task: usize, parallel: bool, place: Place, sums: Option<&mut [T]>) {
         let width = self.parameters.width;
         let Some(middle) = super::middle(self.mean.len(), task) else {
             return self.run(first, place, sums);

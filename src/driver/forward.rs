@@ -1,6 +1,6 @@
 //! Forward over all rows.
 
-use super::Streaming;
+use super::{Streaming, long_rows};
 use crate::Element;
 use crate::kernel::Work;
 use crate::kernel::forward::{Forward, Parameters, Place};
@@ -37,15 +37,19 @@ pub(crate) fn forward<T: Element>(job: ForwardJob<'_, '_, T>) {
     }
     let job = ForwardJob { parameters, ..job };
     if super::is_parallel::<T>(job.y.len()) {
-        let task = super::task_rows::<T>(job.y.len() / width, width);
-        job.split(0, task, place);
+        let rows = job.y.len() / width;
+        if long_rows::is_shared::<T>(rows, width) {
+            return long_rows::forward(job, place);
+        }
+        job.split(0, super::task_rows::<T>(rows, width), place);
     } else {
         job.run(0, place);
     }
 }
 
 impl<T: Element> ForwardJob<'_, '_, T> {
-    fn split(self, first: usize, task: usize, place: Place) {
+    /// Halves the job down to `task` rows.
+    pub(super) fn split(self, first: usize, task: usize, place: Place) {
         let width = self.parameters.width;
         let Some(middle) = super::middle(self.y.len() / width, task) else {
             return self.run(first, place);

@@ -2,13 +2,15 @@
 //!
 //! Work is halved until a piece is at most one task long; rayon's ambient pool takes the halves. Every row is computed the
 //! same wherever the rows are cut, so for y and dx that depends on the number of threads; the parts whose dgamma and dbeta
-//! are added up depend on the shape alone. So results have the same bits on any number of threads. Small work stays on
+//! are added up depend on the shape alone. Few long rows are shared ([`long_rows`]), segment by segment and column by
+//! column, which changes no sum either. So results have the same bits on any number of threads. Small work stays on
 //! the calling thread, which does not even start rayon.
 
 mod backward;
 mod cache;
 mod copy;
 mod forward;
+mod long_rows;
 
 pub(crate) use backward::{BackwardJob, backward};
 pub(crate) use copy::copy;

@@ -35,6 +35,8 @@ use crate::element::Vectorized;
 pub(crate) enum Work<'a, T> {
     Forward(forward::Forward<'a, T>),
     Backward(backward::Backward<'a, T>),
+    LongForward(forward::long_rows::LongRows<'a, T>),
+    LongBackward(backward::long_rows::LongRows<'a, T>),
     AddInto(reduce::AddInto<'a, T>),
     AddLost(reduce::AddLost<'a, T>),
     Copy(copy::Copy<'a, T>),

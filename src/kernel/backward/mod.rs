@@ -21,10 +21,11 @@
 //!
 //! dgamma and dbeta are added up in registers over a batch, in memory over groups of [`GROUP`] rows, and the groups with a
 //! compensated sum: no running sum is so long that its rounding errors, all of one sign where rows are alike, could add
-//! up to much.
+//! up to much. Rows that several threads share go in the steps of [`long_rows`].
 
 mod block;
 mod careful_rows;
+pub(crate) mod long_rows;
 mod narrow;
 mod piece;
 

@@ -5,8 +5,10 @@
 //! where the caller asks for that.
 //!
 //! Rows too long for a first-level cache to hold two of them go in tiles of columns, all rows of the batch to a tile, so
-//! that gamma and beta are read once a batch and not once a row.
+//! that gamma and beta are read once a batch and not once a row. Rows so long that several threads share them go in the
+//! steps of [`long_rows`].
 
+pub(crate) mod long_rows;
 mod narrow;
 mod piece;
 

@@ -150,6 +150,7 @@ impl<T: Element> Case<T> {
             sums: Some(sums),
             place: Place::Near,
             staged: &mut staged,
+            block: &mut Vec::new(),
         };
         T::run(backend, Work::Backward(kernel));
         // Without sums, dx is the same.
@@ -164,6 +165,7 @@ impl<T: Element> Case<T> {
             sums: None,
             place: Place::Near,
             staged: &mut staged,
+            block: &mut Vec::new(),
         };
         T::run(backend, Work::Backward(kernel));
         assert!(same_bits(&dx, &dx_alone), "{self:?}");
