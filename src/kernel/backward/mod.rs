@@ -154,11 +154,10 @@ impl<T: Element> Kernel for Backward<'_, T> {
             (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true>(isa),
             (false, _) if near || far => self.all_rows::<I, STORED, PLAIN, true>(isa),
             (false, _) => self.all_rows::<I, STORED, PLAIN, false>(isa),
-            (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, true>(isa),
-            (true, false) if far => self.all_rows::<I, STORED, SCALED, true>(isa),
+            // From memory the sums cost nothing, so there is no loop without them.
+            (true, _) if streams => self.all_rows::<I, STREAMED, FULL, true>(isa),
+            (true, _) if far => self.all_rows::<I, STORED, FULL, true>(isa),
             (true, false) => self.all_rows::<I, STORED, SCALED, false>(isa),
-            (true, true) if streams => self.all_rows::<I, STREAMED, FULL, true>(isa),
-            (true, true) if far => self.all_rows::<I, STORED, FULL, true>(isa),
             (true, true) => self.all_rows::<I, STORED, FULL, false>(isa),
         }
         if self.place == Place::Memory {

@@ -178,7 +178,6 @@ impl<T: Element> Forward<'_, T> {
             let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH;
             match width / T::LANES {
                 4 if is_known => self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full),
-                16 if is_known => self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full),
                 _ => self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full),
             }
         }
