@@ -3,6 +3,7 @@
 use ndarray::{ArrayD, IxDyn};
 
 use super::operation::Identity;
+use super::verdict::ROUNDINGS_OF_TERMS;
 use crate::Element;
 
 /// What LayerNorm's gradients satisfy, row by row and column by column, whatever the numbers are: of each equation the
@@ -14,9 +15,28 @@ use crate::Element;
 /// - `sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)`: scaling a row changes nothing but for `epsilon`;
 /// - `dgamma = sum(dy xhat)` and `dbeta = sum(dy)`, over the rows, if `parameters` holds `dgamma` and `dbeta`.
 ///
-/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. The
-/// statistics are taken in `f64`. The bounds grant each element the rounding of its own terms and of sums as long as
-/// the row. Nothing that grows with the rows is allocated.
+/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. Nothing that
+/// grows with the rows is allocated.
+///
+/// # What rounding explains
+///
+/// With `gamma(n) = 4 (16 + sqrt(n)) u`, the error granted to a sum of `n` rounded terms, `u` being the unit roundoff of
+/// the gradients' type, an element of `dx` is granted
+///
+/// ```text
+/// gamma(width) (rstd (|g| + mean|g| + size |c2| + |xhat| mean(|g| size)) + |dx| mean(|xhat| size)) + 8 u max|dx|
+/// ```
+///
+/// the terms of [`layer_norm_terms`], each with its own magnitudes, and some roundings of the row's size. Both sides sum
+/// these: as they are, and times `|xhat|`.
+///
+/// The statistics here are taken in `f64`, with a mean of twice its digits: each `x - mean` is then off by a few
+/// roundings of itself, and by what the sum of the differences was off, a share of `mean|x - mean|`, however far the row
+/// lies from zero. So `xhat` is off by at most `e = gamma64(width) (|xhat| + mean|xhat|)`, and `rstd` and `var + epsilon` by
+/// `gamma64(width)` of themselves, where `gamma64` has the unit roundoff of `f64`. On the left of the second equation that
+/// is `sum(|dx| e)`, on its right `rstd^3 epsilon sum(|g| e)`: `width c2` is `sum(g xhat)`, and what the factors are off
+/// by is a part of the same sum. Both are granted in addition. In `f64` they count where `dx` is nearly right and its own
+/// terms are small: of rows of two elements a mean that is rounded to `f64` alone would do more than all of `dx`.
 ///
 /// The first two follow from `dx = rstd (g - mean(g) - xhat mean(g xhat))` and `sum(xhat) = 0`, `mean(xhat^2) = var /
 /// (var + epsilon)` (J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016).
@@ -52,16 +72,17 @@ pub fn layer_norm_identities<T: Element>(
             continue;
         }
         let rstd = row.statistics.rstd;
-        let size: f64 = row.sizes().sum();
-        let size_along: f64 = row.sizes().zip(&row.xhat).map(|(size, xhat)| size * xhat.abs()).sum();
+        let of_row = ROUNDINGS_OF_TERMS * T::UNIT_ROUNDOFF * dx.iter().fold(0.0, |most: f64, dx| most.max(dx.abs()));
+        let granted_to_dx = || row.terms(&dx).map(|terms| granted_to_row * terms + of_row);
         let along = dx.iter().zip(&row.xhat).map(|(dx, xhat)| dx * xhat).sum();
-        sum.look("row", number, dx.iter().sum(), 0.0, granted_to_row * size);
+        let granted_along = granted_to_dx().zip(&row.xhat).map(|(granted, xhat)| granted * xhat.abs()).sum::<f64>();
+        sum.look("row", number, dx.iter().sum(), 0.0, granted_to_dx().sum());
         sum_along.look(
             "row",
             number,
             along,
             rstd * width as f64 * row.c2 * epsilon * rstd * rstd,
-            granted_to_row * size_along,
+            granted_along + granted::<f64>(width) * row.own_roundings(&dx, epsilon),
         );
     }
     let mut worst = vec![sum, sum_along];
@@ -188,26 +209,35 @@ impl Row {
         rstd.is_normal() || rstd.is_nan()
     }
 
-    /// What the terms of each element of dx amount to before they cancel.
-    fn sizes(&self) -> impl Iterator<Item = f64> {
+    /// What the terms of each element of dx amount to before they cancel, with what the rounding of `xhat` does to the
+    /// means over the row and to `rstd`.
+    fn terms(&self, dx: &[f64]) -> impl Iterator<Item = f64> {
         let Self { statistics, c1, c2, .. } = self;
-        let each = self.g.iter().zip(&self.x);
-        each.map(move |(g, &x)| statistics.rstd * (g.abs() + c1 + statistics.size(x) * c2.abs()))
-    }
-
-    /// The greatest of these, with what the rounding of `xhat` does to the means over the row and to `rstd`.
-    fn greatest_terms(&self) -> f64 {
-        let Self { statistics, .. } = self;
         let width = self.x.len() as f64;
         let sizes = || self.x.iter().map(|&x| statistics.size(x));
         let of_means = self.g.iter().zip(sizes()).map(|(g, size)| g.abs() * size).sum::<f64>() / width;
         let of_rstd = self.xhat.iter().zip(sizes()).map(|(xhat, size)| xhat.abs() * size).sum::<f64>() / width;
-        let mean = self.g.iter().sum::<f64>() / width;
-        let each = self.sizes().zip(&self.g).zip(&self.xhat).map(|((size, g), xhat)| {
-            let dx = statistics.rstd * (g - mean - xhat * self.c2);
-            size + statistics.rstd * xhat.abs() * of_means + dx.abs() * of_rstd
-        });
-        each.fold(0.0, f64::max)
+        let each = self.g.iter().zip(&self.x).zip(&self.xhat).zip(dx);
+        each.map(move |(((g, &x), xhat), dx)| {
+            let terms = g.abs() + c1 + statistics.size(x) * c2.abs() + xhat.abs() * of_means;
+            statistics.rstd * terms + dx.abs() * of_rstd
+        })
+    }
+
+    /// The greatest of these.
+    fn greatest_terms(&self) -> f64 {
+        let mean = self.g.iter().sum::<f64>() / self.x.len() as f64;
+        let each = self.g.iter().zip(&self.xhat);
+        let dx: Vec<f64> = each.map(|(g, xhat)| self.statistics.rstd * (g - mean - xhat * self.c2)).collect();
+        self.terms(&dx).fold(0.0, f64::max)
+    }
+
+    /// What the roundings of this row's own `xhat` and `rstd` are relative to in `sum(dx xhat)` and in what it should be.
+    fn own_roundings(&self, dx: &[f64], epsilon: f64) -> f64 {
+        let rstd = self.statistics.rstd;
+        let mean = self.xhat.iter().map(|xhat| xhat.abs()).sum::<f64>() / self.x.len() as f64;
+        let each = self.xhat.iter().zip(dx).zip(&self.g);
+        each.map(|((xhat, dx), g)| (xhat.abs() + mean) * (dx.abs() + epsilon * rstd * rstd * rstd * g.abs())).sum()
     }
 
     fn add_to(&self, columns: &mut [Column]) {
@@ -246,22 +276,24 @@ impl<'a, T: Element, X: Iterator<Item = &'a T>, Y: Iterator<Item = &'a T>> Itera
 
 struct Statistics {
     mean: f64,
+    /// What the rounding of the mean left out.
+    rest: f64,
     rstd: f64,
 }
 
 impl Statistics {
-    /// The corrected two-pass of the definition. A constant row without `epsilon` is normalized to zeros, and so are its gradients.
+    /// Of the definition. A constant row without `epsilon` is normalized to zeros, and so are its gradients.
     fn of(x: &[f64], epsilon: f64) -> Self {
         let width = x.len() as f64;
         let mean = x.iter().sum::<f64>() / width;
-        let mean = mean + x.iter().map(|x| x - mean).sum::<f64>() / width;
-        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
+        let rest = x.iter().map(|x| x - mean).sum::<f64>() / width;
+        let variance = x.iter().map(|x| (x - mean - rest).powi(2)).sum::<f64>() / width;
         let denominator = variance + epsilon;
-        Self { mean, rstd: if denominator == 0.0 { 0.0 } else { 1.0 / denominator.sqrt() } }
+        Self { mean, rest, rstd: if denominator == 0.0 { 0.0 } else { 1.0 / denominator.sqrt() } }
     }
 
     fn normalized(&self, x: f64) -> f64 {
-        (x - self.mean) * self.rstd
+        (x - self.mean - self.rest) * self.rstd
     }
 
     /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as

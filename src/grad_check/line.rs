@@ -15,13 +15,13 @@ use ndarray::ArrayD;
 
 use super::components::scales;
 use super::error::{CheckError, Probe};
-use super::exhaustive::change_of_loss;
 use super::local::Local;
 use super::measured::Measured;
 use super::operation::Locality;
 use super::step::nearest_power_of_two;
 use super::workers::deal_out;
 use crate::Element;
+use crate::change::change_of_loss;
 
 /// The outer node, sqrt(3/5).
 const NODE: f64 = 0.774_596_669_241_483_4;

@@ -18,7 +18,7 @@ use super::judge::Judge;
 use super::measured::{Measured, MeasuredRows};
 use super::noise::Noise;
 use super::problem::Problem;
-use super::step::{Step, balanced, nearest_power_of_two, row_scale, sharper};
+use super::step::{NEAR, Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::workers::deal_out;
 use crate::Element;
 
@@ -80,6 +80,7 @@ impl<T: Element> Local<'_, T> {
             Step::Fixed(eps) => vec![eps; block.rows()],
             Step::Balanced => {
                 let mut pilots = Pilots::new(&block, whole);
+                block.near = pilots.near();
                 for column in pilots.columns() {
                     block.differences(column, &pilots.steps)?;
                     pilots.add(&block.found);
@@ -113,7 +114,7 @@ impl<T: Element> Local<'_, T> {
         let row_len = block.row_len();
         let steps = match self.step {
             Step::Fixed(eps) => vec![eps; block.rows()],
-            Step::Balanced => self.whole_steps(k, &block)?,
+            Step::Balanced => self.whole_steps(k, &mut block)?,
         };
         let len = measured.numeric.len();
         let rows = Mutex::new(measured.rows_mut(len).remove(0));
@@ -136,8 +137,9 @@ impl<T: Element> Local<'_, T> {
     }
 
     /// The step of each row, from pilots of all rows at once.
-    fn whole_steps(&self, k: usize, block: &Block<'_, T>) -> Result<Vec<f64>, CheckError> {
+    fn whole_steps(&self, k: usize, block: &mut Block<'_, T>) -> Result<Vec<f64>, CheckError> {
         let mut pilots = Pilots::new(block, self.whole_scale(k));
+        block.near = pilots.near();
         let found = Mutex::new(vec![Vec::new(); block.row_len()]);
         let jobs = pilots.columns().into_iter().map(|column| (column, &pilots.steps[..])).collect::<Vec<_>>();
         deal_out_columns(block, &jobs, &|column, differences| {
@@ -228,6 +230,11 @@ impl Pilots {
         let steps = scales.iter().map(|scale| nearest_power_of_two(pilot_step::<T>() * scale)).collect();
         let relative = vec![Vec::new(); scales.len()];
         Self { row_len, scales, steps, relative }
+    }
+
+    /// The steps up to which two quotients tell the truncation.
+    fn near(&self) -> Vec<f64> {
+        self.scales.iter().map(|scale| NEAR * scale).collect()
     }
 
     /// A few columns, spread over the row.

@@ -116,7 +116,7 @@ impl GradCheck {
         let steps = steps::<T>(&scales(problem.input(input), declared.row_len()));
         let mut requests = Vec::new();
         for &step in &steps {
-            requests.extend(elements.iter().map(|&element| Request { input, element, step }));
+            requests.extend(elements.iter().map(|&element| Request { input, element, step, far: false }));
         }
         let noise = output_noise(&problem, &noise)?;
         problem.expect_forwards(4 * requests.len() as u64);
