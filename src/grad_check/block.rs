@@ -8,7 +8,7 @@ use super::error::{CheckError, Probe};
 use super::exhaustive::Difference;
 use super::noise::Noise;
 use super::problem::Problem;
-use super::step::truncation;
+use super::step::{Reach, truncation};
 use crate::Element;
 use crate::change::changes_of_rows;
 
@@ -22,8 +22,8 @@ pub(super) struct Block<'p, T: Element> {
     noise: Vec<f64>,
     /// Whether the products of a row's loss stay well within the range of the type.
     in_range: Vec<bool>,
-    /// Of each row the greatest step whose truncation two quotients tell; empty where every step is taken for one.
-    pub(super) near: Vec<f64>,
+    /// Of each row how far it may be moved; empty where a step is fixed, and distrusted as a whole.
+    pub(super) reaches: Vec<Reach>,
     /// The column that is perturbed, as it was given.
     column: Vec<f64>,
     /// What the last perturbation did to the loss of each row, and the width of the difference.
@@ -92,7 +92,7 @@ impl<'p, T: Element> Block<'p, T> {
             buffers: Buffers::Everything { inputs: problem.inputs.to_vec(), plus, minus },
             noise: self.noise.clone(),
             in_range: self.in_range.clone(),
-            near: self.near.clone(),
+            reaches: self.reaches.clone(),
             column: vec![0.0; count],
             changes: vec![0.0; count],
             wide: vec![0.0; count],
@@ -111,7 +111,7 @@ impl<'p, T: Element> Block<'p, T> {
     ) -> Result<Self, CheckError> {
         let count = rows.len();
         let [column, changes, wide, widest, widths] = [(); 5].map(|()| vec![0.0; count]);
-        let (noise_of_rows, in_range, near) = (Vec::new(), Vec::new(), Vec::new());
+        let (noise_of_rows, in_range, reaches) = (Vec::new(), Vec::new(), Vec::new());
         let mut block = Self {
             problem,
             k,
@@ -119,7 +119,7 @@ impl<'p, T: Element> Block<'p, T> {
             buffers,
             noise: noise_of_rows,
             in_range,
-            near,
+            reaches,
             column,
             changes,
             wide,
@@ -193,8 +193,8 @@ impl<'p, T: Element> Block<'p, T> {
         let rows = self.perturbed_mut().chunks_exact(row_len);
         given.iter_mut().zip(rows).for_each(|(given, row)| *given = row[column].to_f64());
         self.column = given;
-        let is_far = |row: usize, near: &[f64]| near.get(row).is_some_and(|near| steps[row] > *near);
-        if (0..steps.len()).any(|row| is_far(row, &self.near)) {
+        let is_far = |row: usize, reaches: &[Reach]| reaches.get(row).is_some_and(|reach| reach.is_far(steps[row]));
+        if (0..steps.len()).any(|row| is_far(row, &self.reaches)) {
             self.quotients(column, steps, 4.0)?;
             self.quotients_to(|block| &mut block.widest);
         }
@@ -208,7 +208,7 @@ impl<'p, T: Element> Block<'p, T> {
                 Difference::without_step(step)
             } else {
                 let numeric = quotient(self.changes[row], width);
-                let widest = is_far(row, &self.near).then_some(self.widest[row]);
+                let widest = is_far(row, &self.reaches).then_some(self.widest[row]);
                 let truncation = truncation(numeric, self.wide[row], widest);
                 Difference { numeric, sigma: self.sigma(row, 0.5 * width), truncation, step }
             };

@@ -7,7 +7,7 @@ use super::measured::Measured;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::session::Spread;
-use super::step::{NEAR, Step, balanced, nearest_power_of_two, row_scale, sharper};
+use super::step::{Reach, Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::verdict::Verdict;
 use crate::Element;
 
@@ -77,8 +77,18 @@ impl<T: Element> Batches<'_, T> {
     }
 
     fn request(&self, element: usize, step: f64) -> Request {
-        let far = self.steps.is_far(element / self.judge.row_len(), step);
+        // A fixed step is distrusted as a whole.
+        let far = self.reach(element).is_some_and(|reach| reach.is_far(step));
         Request { input: self.k, element, step, far }
+    }
+
+    /// How far an element may be moved by steps that are chosen for it.
+    fn reach(&self, element: usize) -> Option<Reach> {
+        let row_len = self.judge.row_len();
+        match &self.steps {
+            Steps::Fixed(_) => None,
+            Steps::Balanced { scales, .. } => Some(Reach::of_row(scales[element / row_len], row_len)),
+        }
     }
 
     /// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation
@@ -96,7 +106,8 @@ impl<T: Element> Batches<'_, T> {
             // Every component of these rows that was looked at is in the batch.
             let Ok(position) = batch.binary_search(&element) else { return };
             let Difference { step: old, sigma, truncation, .. } = found[position];
-            let step = sharper(old, sigma, truncation);
+            let Some(reach) = self.reach(element) else { return };
+            let step = sharper(old, sigma, truncation, reach);
             if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
                 requests.push((position, self.request(element, step)));
             }
@@ -163,11 +174,6 @@ impl Steps {
             Self::Fixed(eps) => *eps,
             Self::Balanced { relative, scales } => nearest_power_of_two(relative * scales[row]),
         }
-    }
-
-    /// Whether two quotients do not tell the truncation of a step. A fixed step is distrusted as a whole.
-    fn is_far(&self, row: usize, step: f64) -> bool {
-        matches!(self, Self::Balanced { scales, .. } if step > NEAR * scales[row])
     }
 }
 

@@ -1,6 +1,7 @@
 //! The identities of LayerNorm's gradient.
 
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, CowArray, IxDyn};
+use rayon::prelude::*;
 
 use super::operation::Identity;
 use super::verdict::ROUNDINGS_OF_TERMS;
@@ -16,7 +17,7 @@ use crate::Element;
 /// - `dgamma = sum(dy xhat)` and `dbeta = sum(dy)`, over the rows, if `parameters` holds `dgamma` and `dbeta`.
 ///
 /// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. Nothing that
-/// grows with the rows is allocated.
+/// grows with the rows is allocated, but the sums of the columns for every 64 of them.
 ///
 /// # What rounding explains
 ///
@@ -60,30 +61,33 @@ pub fn layer_norm_identities<T: Element>(
     parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
 ) -> Vec<Identity> {
     let width = x.shape().last().copied().unwrap_or(1).max(1);
-    let mut columns = vec![Column::default(); width];
-    let mut sum = Worst::of("sum(dx) = 0");
-    let mut sum_along = Worst::of("sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)");
     let granted_to_row = granted::<T>(width);
-    let mut dx = dx.iter();
-    for (number, row) in Rows::new(x, gamma, dy, epsilon).enumerate() {
-        let dx: Vec<f64> = dx.by_ref().take(width).map(|dx| dx.to_f64()).collect();
-        row.add_to(&mut columns);
-        if !row.is_in_range() {
-            continue;
-        }
+    let dx = dx.as_standard_layout();
+    let dx = dx.as_slice().unwrap_or_default();
+    let look = |[sum, sum_along]: &mut [Worst; 2], number: usize, row: &Row| {
+        let Some(dx) = dx.get(number * width..(number + 1) * width).filter(|_| row.is_in_range()) else { return };
+        let dx: Vec<f64> = dx.iter().map(|dx| dx.to_f64()).collect();
         let rstd = row.statistics.rstd;
         let of_row = ROUNDINGS_OF_TERMS * T::UNIT_ROUNDOFF * dx.iter().fold(0.0, |most: f64, dx| most.max(dx.abs()));
-        let granted_to_dx = || row.terms(&dx).map(|terms| granted_to_row * terms + of_row);
-        let along = dx.iter().zip(&row.xhat).map(|(dx, xhat)| dx * xhat).sum();
-        let granted_along = granted_to_dx().zip(&row.xhat).map(|(granted, xhat)| granted * xhat.abs()).sum::<f64>();
-        sum.look("row", number, dx.iter().sum(), 0.0, granted_to_dx().sum());
-        sum_along.look(
-            "row",
-            number,
-            along,
-            rstd * width as f64 * row.c2 * epsilon * rstd * rstd,
-            granted_along + granted::<f64>(width) * row.own_roundings(&dx, epsilon),
-        );
+        let (mut total, mut along, mut granted_total, mut granted_along) = (0.0, 0.0, 0.0, 0.0);
+        for ((dx, terms), xhat) in dx.iter().zip(row.terms(&dx)).zip(&row.xhat) {
+            let granted = granted_to_row * terms + of_row;
+            total += dx;
+            along += dx * xhat;
+            granted_total += granted;
+            granted_along += granted * xhat.abs();
+        }
+        granted_along += granted::<f64>(width) * row.own_roundings(&dx, epsilon);
+        sum.look("row", number, total, 0.0, granted_total);
+        let expected = rstd * width as f64 * row.c2 * epsilon * rstd * rstd;
+        sum_along.look("row", number, along, expected, granted_along);
+    };
+    let none = || SUMS_OF_DX.map(Worst::of);
+    let (columns, worst) = Rows::new(x, gamma, dy, epsilon).visit(none, look);
+    let [mut sum, mut sum_along] = none();
+    for [of_block, along_of_block] in worst {
+        sum.merge(of_block);
+        sum_along.merge(along_of_block);
     }
     let mut worst = vec![sum, sum_along];
     if let Some((dgamma, dbeta)) = parameters {
@@ -129,19 +133,17 @@ pub fn layer_norm_terms<T: Element>(
     dy: &ArrayD<T>,
     epsilon: f64,
 ) -> [Vec<f64>; 3] {
-    let width = x.shape().last().copied().unwrap_or(1).max(1);
-    let mut columns = vec![Column::default(); width];
-    let mut dx = Vec::with_capacity(x.len() / width);
-    for row in Rows::new(x, gamma, dy, epsilon) {
-        dx.push(row.greatest_terms());
-        row.add_to(&mut columns);
-    }
+    let rows = Rows::new(x, gamma, dy, epsilon);
+    let (columns, dx) = rows.visit(Vec::new, |dx, _, row| dx.push(row.greatest_terms()));
     [
-        dx,
+        dx.into_iter().flatten().collect(),
         columns.iter().map(|column| column.gamma_size).collect(),
         columns.iter().map(|column| column.beta_size).collect(),
     ]
 }
+
+/// The equations of each row.
+const SUMS_OF_DX: [&str; 2] = ["sum(dx) = 0", "sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)"];
 
 /// The relative error that is granted to a sum of this many rounded terms.
 fn granted<T: Element>(terms: usize) -> f64 {
@@ -171,6 +173,13 @@ impl Worst {
             self.excess = excess;
             self.found =
                 Some(Identity { name: self.name.to_owned(), place: format!("{what} {number}"), left, right, bound });
+        }
+    }
+
+    /// Takes over what was found later, where it is worse.
+    fn merge(&mut self, later: Self) {
+        if later.found.is_some() && (self.found.is_none() || later.excess > self.excess) {
+            *self = later;
         }
     }
 }
@@ -247,30 +256,52 @@ impl Row {
     }
 }
 
-/// The rows of a LayerNorm, one at a time.
-struct Rows<X, Y> {
-    x: X,
-    dy: Y,
+/// The rows of a LayerNorm.
+struct Rows<'a, T: Element> {
+    x: CowArray<'a, T, IxDyn>,
+    dy: CowArray<'a, T, IxDyn>,
     width: usize,
     gamma: Option<Vec<f64>>,
     epsilon: f64,
 }
 
-impl<'a, T: Element> Rows<ndarray::iter::Iter<'a, T, IxDyn>, ndarray::iter::Iter<'a, T, IxDyn>> {
+/// Rows that one task looks at. What it finds of the columns is a few numbers for each, so that little grows with the rows.
+const ROWS: usize = 64;
+
+impl<'a, T: Element> Rows<'a, T> {
     fn new(x: &'a ArrayD<T>, gamma: Option<&ArrayD<T>>, dy: &'a ArrayD<T>, epsilon: f64) -> Self {
         let width = x.shape().last().copied().unwrap_or(1).max(1);
         let gamma = gamma.map(|gamma| gamma.iter().map(|gamma| gamma.to_f64()).collect());
-        Self { x: x.iter(), dy: dy.iter(), width, gamma, epsilon }
+        Self { x: x.as_standard_layout(), dy: dy.as_standard_layout(), width, gamma, epsilon }
     }
-}
 
-impl<'a, T: Element, X: Iterator<Item = &'a T>, Y: Iterator<Item = &'a T>> Iterator for Rows<X, Y> {
-    type Item = Row;
-
-    fn next(&mut self) -> Option<Row> {
-        let x: Vec<f64> = self.x.by_ref().take(self.width).map(|x| x.to_f64()).collect();
-        let dy = self.dy.by_ref().take(self.width).map(|dy| dy.to_f64()).collect();
-        (x.len() == self.width).then(|| Row::new(x, dy, self.gamma.as_deref(), self.epsilon))
+    /// Looks at all rows, some at a time on all threads, and returns the sums over each column and what was found of each
+    /// block of rows, in order.
+    fn visit<F: Send>(
+        &self,
+        nothing: impl Fn() -> F + Sync,
+        look: impl Fn(&mut F, usize, &Row) + Sync,
+    ) -> (Vec<Column>, Vec<F>) {
+        let [x, dy] = [&self.x, &self.dy].map(|array| array.as_slice().unwrap_or_default());
+        let len = ROWS * self.width;
+        let block = |(block, (x, dy)): (usize, (&[T], &[T]))| {
+            let (mut columns, mut found) = (vec![Column::default(); self.width], nothing());
+            for (number, (x, dy)) in x.chunks_exact(self.width).zip(dy.chunks_exact(self.width)).enumerate() {
+                let [x, dy] = [x, dy].map(|row| row.iter().map(|value| value.to_f64()).collect());
+                let row = Row::new(x, dy, self.gamma.as_deref(), self.epsilon);
+                row.add_to(&mut columns);
+                look(&mut found, block * ROWS + number, &row);
+            }
+            (columns, found)
+        };
+        let blocks: Vec<_> = x.par_chunks(len).zip(dy.par_chunks(len)).enumerate().map(block).collect();
+        let mut columns = vec![Column::default(); self.width];
+        let mut found = Vec::with_capacity(blocks.len());
+        for (of_block, found_in_block) in blocks {
+            columns.iter_mut().zip(&of_block).for_each(|(column, more)| column.merge(more));
+            found.push(found_in_block);
+        }
+        (columns, found)
     }
 }
 
@@ -313,6 +344,13 @@ struct Column {
 }
 
 impl Column {
+    fn merge(&mut self, more: &Self) {
+        self.gamma += more.gamma;
+        self.gamma_size += more.gamma_size;
+        self.beta += more.beta;
+        self.beta_size += more.beta_size;
+    }
+
     fn add(&mut self, dy: f64, xhat: f64, xhat_size: f64) {
         self.gamma += dy * xhat;
         self.gamma_size += dy.abs() * xhat_size;
