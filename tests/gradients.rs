@@ -237,6 +237,22 @@ fn a_right_gradient_is_not_accused_where_the_truncation_vanishes_by_chance() {
     }
 }
 
+/// A beta of 1e-5 beside a gamma of 1e4: its step is lost in the rounding of y, no output changes, and nothing is seen. An
+/// element whose output hides it has the noise of its column all the same.
+#[test]
+fn a_right_gradient_of_a_beta_that_rounding_hides_is_not_accused() {
+    let operation = LayerNormOperation::new(&[3, 5]).gamma().beta();
+    let mut rng = default_rng(4);
+    let mut sized = |shape: &[usize], size: f32| rng.standard_normal(shape).mapv(|value| size * value as f32);
+    let inputs = [sized(&[3, 5], 1.0), sized(&[5], 1e4), sized(&[5], 1e-5)];
+    let dy = sized(&[3, 5], 1.0);
+    for mode in [Mode::Exhaustive, Mode::Local, Mode::Auto] {
+        let report = GradCheck::new().mode(mode).run(&operation, &inputs, &dy).unwrap();
+        assert!(report.verdict <= Verdict::Inconclusive, "{mode}: {report}");
+        assert_ne!(report.inputs[2].verdict, Verdict::Passed, "{mode}: {report}");
+    }
+}
+
 fn array<T: Element>(shape: &[usize], values: &[f64]) -> ArrayD<T> {
     ArrayD::from_shape_vec(shape.to_vec(), values.iter().copied().map(T::from_f64).collect()).unwrap()
 }

@@ -30,7 +30,7 @@ pub(super) fn measure<T: Element>(
     analytic: &[f64],
     elements: Spread,
 ) -> Result<Measured, CheckError> {
-    let noise = output_noise(problem, noise)?;
+    let noise = output_noise(problem, noise, k)?;
     let steps = match step {
         Step::Fixed(eps) => Steps::Fixed(eps),
         Step::Balanced => Steps::balanced(problem, &noise, k)?,

@@ -96,7 +96,11 @@ pub(super) fn differences<T: Element>(
 }
 
 /// What the outputs add to the variance of the loss.
-pub(super) fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) -> Result<OutputNoise<T>, CheckError> {
+pub(super) fn output_noise<T: Element>(
+    problem: &Problem<'_, T>,
+    noise: &Noise,
+    k: usize,
+) -> Result<OutputNoise<T>, CheckError> {
     let mut y = problem.poisoned_output();
     problem.forward(&problem.inputs, &mut y, || None)?;
     let y = y.into_raw_vec_and_offset().0;
@@ -105,7 +109,15 @@ pub(super) fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) 
     let squares = |(y, dy): (&T, &T)| (y.to_f64() * dy.to_f64()).powi(2);
     let rows = y.chunks(width).zip(problem.dy().chunks(width)).zip(&units);
     let rows = rows.map(|((y, dy), unit)| unit * y.iter().zip(dy).map(squares).sum::<f64>()).collect();
-    Ok(OutputNoise { y, units, rows })
+    let mut columns = Vec::new();
+    if problem.declared[k].locality == Locality::Columns {
+        let len = problem.input(k).len();
+        columns.resize(len, 0.0);
+        for (o, output) in y.iter().zip(problem.dy()).enumerate() {
+            columns[o % len] += units[o / width] * squares(output);
+        }
+    }
+    Ok(OutputNoise { y, units, rows, columns })
 }
 
 /// What is known of the variance that outputs add to the loss.
@@ -115,6 +127,8 @@ pub(super) struct OutputNoise<T> {
     units: Vec<f64>,
     /// The variance of each row.
     rows: Vec<f64>,
+    /// The variance of each column, for an input that is declared in columns.
+    columns: Vec<f64>,
 }
 
 /// One clone of the inputs, and two outputs.
@@ -149,11 +163,12 @@ impl<T: Element> Worker<T> {
         if narrow.half_step == 0.0 {
             return Ok(Difference::without_step(request.step));
         }
-        // The declared row takes part even where rounding hid that it moved.
+        variance = variance.max(self.changed_variance(problem, noise));
+        // The declared row or column takes part even where rounding hid that it moved.
         variance = match problem.declared[request.input].locality {
-            Locality::Rows(_) => noise.rows[request.element / problem.declared[request.input].row_len()]
-                .max(self.changed_variance(problem, noise)),
-            Locality::Columns | Locality::Shared => variance.max(self.changed_variance(problem, noise)),
+            Locality::Rows(_) => variance.max(noise.rows[request.element / problem.declared[request.input].row_len()]),
+            Locality::Columns => variance.max(noise.columns[request.element]),
+            Locality::Shared => variance,
         };
         Ok(Difference {
             numeric: narrow.value,
