@@ -109,6 +109,7 @@
 //! | [`numpy_random`] | NumPy's random numbers, bit for bit |
 //! | [`roofline`] | the speed of memory |
 
+mod change;
 mod driver;
 mod element;
 mod error;

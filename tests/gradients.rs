@@ -1,12 +1,14 @@
 //! The kernels' gradients pass the checker, on every shape and seed; each planted bug is caught and named.
 
-use llm_operator::grad_check::{
-    Function, GradCheck, Identity, Input, Mode, Operation, Outcome, Report, Verdict, random_inputs,
-};
+use llm_operator::grad_check::{Function, GradCheck, Mode, Operation, Report, Verdict, random_inputs};
 use llm_operator::numpy_random::default_rng;
 use llm_operator::{Element, LayerNormOperation, assert_gradients};
 use ndarray::{ArrayD, Axis};
+use spoiled::Spoiled;
 use std::ops::Range;
+
+#[path = "support/spoiled.rs"]
+mod spoiled;
 
 /// Register tails of 6, 0, 7, 1 and 0 elements; few rows and many.
 const SHAPES: [&[usize]; 6] = [&[2, 4, 6], &[16, 64], &[3, 5, 7], &[200, 17], &[1, 33], &[8, 128]];
@@ -85,44 +87,6 @@ fn huge_and_tiny_upstream_gradients_pass() {
     for scale in [1e-35, 1e-20, 1e20, 1e36] {
         passes::<f32>(scale);
         passes::<f64>(scale);
-    }
-}
-
-/// LayerNorm whose gradients are spoiled after they are computed.
-struct Spoiled<T> {
-    right: LayerNormOperation,
-    spoil: fn(&mut [ArrayD<T>]),
-}
-
-impl<T: Element> Operation<T> for Spoiled<T> {
-    fn name(&self) -> String {
-        Operation::<T>::name(&self.right)
-    }
-
-    fn inputs(&self) -> Vec<Input> {
-        Operation::<T>::inputs(&self.right)
-    }
-
-    fn output_shape(&self) -> Vec<usize> {
-        Operation::<T>::output_shape(&self.right)
-    }
-
-    fn forward(&self, inputs: &[ArrayD<T>], output: &mut ArrayD<T>) -> Outcome {
-        self.right.forward(inputs, output)
-    }
-
-    fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &mut [ArrayD<T>]) -> Outcome {
-        self.right.backward(inputs, dy, gradients)?;
-        (self.spoil)(gradients);
-        Ok(())
-    }
-
-    fn forward_rows(&self, rows: Range<usize>, inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
-        self.right.forward_rows(rows, inputs, output)
-    }
-
-    fn identities(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &[ArrayD<T>]) -> Vec<Identity> {
-        self.right.identities(inputs, dy, gradients)
     }
 }
 
@@ -230,4 +194,65 @@ fn right_gradients_of_constant_rows_without_epsilon_are_not_accused() {
         not_accused::<f32>(width);
         not_accused::<f64>(width);
     }
+}
+
+/// A row of two elements 500 deviations from zero: the rounding of its mean alone is more than what rounding leaves of dx.
+/// Both sides of the identity are -1.270460062055439448e-2 (exact arithmetic with 120 digits).
+#[test]
+fn a_right_gradient_of_two_elements_far_from_zero_is_not_accused_by_an_identity() {
+    let x = array(&[1, 2], &[-0.042294371592039144, -0.04212802670243114]);
+    let beta = array(&[2], &[0.0005508134284906421, -0.001236523555272717]);
+    let dy = array(&[1, 2], &[7.697035796209355e-05, -0.0014526448818508305]);
+    let operation = LayerNormOperation::new(&[1, 2]).beta();
+    let report = GradCheck::new().mode(Mode::Local).run::<f64>(&operation, &[x, beta], &dy).unwrap();
+    assert!(report.verdict <= Verdict::Inconclusive, "{report}");
+}
+
+/// Row 1, column 2, at step 256 of a row of deviation 680: the square and the fourth power of the step cancel in `D(2h) -
+/// D(h)`, which is 3.9e-12, while the truncation error is -9.9e-12 (exact arithmetic).
+#[test]
+fn a_right_gradient_is_not_accused_where_the_truncation_vanishes_by_chance() {
+    let x = [
+        [-2655.345947265625, -964.2991333007812, -1441.5435791015625],
+        [-2104.449951171875, -776.0021362304688, -2308.59716796875],
+        [-1324.65625, -2452.39404296875, -2189.437744140625],
+        [-2346.0107421875, -2540.473876953125, -1938.1829833984375],
+        [-1646.757080078125, -2681.22021484375, -1746.683349609375],
+    ];
+    let dy = [
+        [2.0925397872924805, 3.072824001312256, 1.172194242477417],
+        [1.1148889064788818, -0.023983359336853027, 0.5168969631195068],
+        [0.9982663989067078, -0.32408076524734497, 2.2868876457214355],
+        [1.0697575807571411, 1.4953664541244507, 3.5295112133026123],
+        [1.2981029748916626, -0.17082442343235016, 1.0648093223571777],
+    ];
+    let gamma = array(&[3], &[1.5523213505730382e-06, 0.00019101744692306966, -1.746070120134391e-05]);
+    let beta = array(&[3], &[-0.0014506821753457189, -0.0014118122635409236, -0.0019983218517154455]);
+    let inputs = [array(&[5, 3], x.as_flattened()), gamma, beta];
+    let operation = LayerNormOperation::new(&[5, 3]).gamma().beta().epsilon(0.01);
+    for mode in [Mode::Local, Mode::Exhaustive, Mode::Auto] {
+        let dy = array(&[5, 3], dy.as_flattened());
+        let report = GradCheck::new().mode(mode).run::<f32>(&operation, &inputs, &dy).unwrap();
+        assert!(report.verdict <= Verdict::Inconclusive, "{mode}: {report}");
+    }
+}
+
+/// A beta of 1e-5 beside a gamma of 1e4: its step is lost in the rounding of y, no output changes, and nothing is seen. An
+/// element whose output hides it has the noise of its column all the same.
+#[test]
+fn a_right_gradient_of_a_beta_that_rounding_hides_is_not_accused() {
+    let operation = LayerNormOperation::new(&[3, 5]).gamma().beta();
+    let mut rng = default_rng(4);
+    let mut sized = |shape: &[usize], size: f32| rng.standard_normal(shape).mapv(|value| size * value as f32);
+    let inputs = [sized(&[3, 5], 1.0), sized(&[5], 1e4), sized(&[5], 1e-5)];
+    let dy = sized(&[3, 5], 1.0);
+    for mode in [Mode::Exhaustive, Mode::Local, Mode::Auto] {
+        let report = GradCheck::new().mode(mode).run(&operation, &inputs, &dy).unwrap();
+        assert!(report.verdict <= Verdict::Inconclusive, "{mode}: {report}");
+        assert_ne!(report.inputs[2].verdict, Verdict::Passed, "{mode}: {report}");
+    }
+}
+
+fn array<T: Element>(shape: &[usize], values: &[f64]) -> ArrayD<T> {
+    ArrayD::from_shape_vec(shape.to_vec(), values.iter().copied().map(T::from_f64).collect()).unwrap()
 }

@@ -78,6 +78,7 @@ fn data_flows_one_way() {
         ("driver/", &["crate::layer_norm", "crate::grad_check", "LayerNorm"]),
         ("rows.rs", &["crate::driver", "crate::kernel", "crate::simd", "crate::layer_norm"]),
         ("grad_check/", &["crate::driver", "crate::kernel", "crate::simd", "crate::rows"]),
+        ("change.rs", &["crate::driver", "crate::kernel", "crate::rows", "crate::layer_norm", "crate::grad_check"]),
         ("reference.rs", &["crate::"]),
     ] {
         for (name, line) in code() {

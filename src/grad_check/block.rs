@@ -5,10 +5,12 @@ use std::ops::Range;
 use ndarray::ArrayD;
 
 use super::error::{CheckError, Probe};
-use super::exhaustive::{Difference, change_of_loss, change_of_row};
+use super::exhaustive::Difference;
 use super::noise::Noise;
 use super::problem::Problem;
+use super::step::{Reach, truncation};
 use crate::Element;
+use crate::change::changes_of_rows;
 
 /// Rows of input `k`, with the buffers to perturb and to forward them.
 pub(super) struct Block<'p, T: Element> {
@@ -20,7 +22,14 @@ pub(super) struct Block<'p, T: Element> {
     noise: Vec<f64>,
     /// Whether the products of a row's loss stay well within the range of the type.
     in_range: Vec<bool>,
+    /// Of each row how far it may be moved; empty where a step is fixed, and distrusted as a whole.
+    pub(super) reaches: Vec<Reach>,
+    /// The column that is perturbed, as it was given.
+    column: Vec<f64>,
+    /// What the last perturbation did to the loss of each row, and the width of the difference.
+    changes: Vec<f64>,
     wide: Vec<f64>,
+    widest: Vec<f64>,
     widths: Vec<f64>,
     /// What the last call of [`differences`](Self::differences) found, for each row.
     pub(super) found: Vec<Difference>,
@@ -83,7 +92,11 @@ impl<'p, T: Element> Block<'p, T> {
             buffers: Buffers::Everything { inputs: problem.inputs.to_vec(), plus, minus },
             noise: self.noise.clone(),
             in_range: self.in_range.clone(),
+            reaches: self.reaches.clone(),
+            column: vec![0.0; count],
+            changes: vec![0.0; count],
             wide: vec![0.0; count],
+            widest: vec![0.0; count],
             widths: vec![0.0; count],
             found: vec![Difference::UNKNOWN; count],
         }
@@ -97,10 +110,23 @@ impl<'p, T: Element> Block<'p, T> {
         buffers: Buffers<T>,
     ) -> Result<Self, CheckError> {
         let count = rows.len();
-        let unknown = Difference::UNKNOWN;
-        let (wide, widths, found) = (vec![0.0; count], vec![0.0; count], vec![unknown; count]);
-        let mut block =
-            Self { problem, k, rows, buffers, noise: Vec::new(), in_range: Vec::new(), wide, widths, found };
+        let [column, changes, wide, widest, widths] = [(); 5].map(|()| vec![0.0; count]);
+        let (noise_of_rows, in_range, reaches) = (Vec::new(), Vec::new(), Vec::new());
+        let mut block = Self {
+            problem,
+            k,
+            rows,
+            buffers,
+            noise: noise_of_rows,
+            in_range,
+            reaches,
+            column,
+            changes,
+            wide,
+            widest,
+            widths,
+            found: vec![Difference::UNKNOWN; count],
+        };
         block.forward(Side::Plus, || None)?;
         let (plus, _) = block.outputs();
         let width = problem.width();
@@ -162,75 +188,76 @@ impl<'p, T: Element> Block<'p, T> {
     /// Perturbs one column by each row's own step, and leaves the difference quotients in [`found`](Self::found); a row
     /// whose step is 0 is left alone, and its difference is unknown.
     pub(super) fn differences(&mut self, column: usize, steps: &[f64]) -> Result<(), CheckError> {
-        self.quotients(column, steps, 2.0)?;
-        for (wide, found) in self.wide.iter_mut().zip(&self.found) {
-            *wide = found.numeric;
+        let row_len = self.row_len();
+        let mut given = std::mem::take(&mut self.column);
+        let rows = self.perturbed_mut().chunks_exact(row_len);
+        given.iter_mut().zip(rows).for_each(|(given, row)| *given = row[column].to_f64());
+        self.column = given;
+        let is_far = |row: usize, reaches: &[Reach]| reaches.get(row).is_some_and(|reach| reach.is_far(steps[row]));
+        if (0..steps.len()).any(|row| is_far(row, &self.reaches)) {
+            self.quotients(column, steps, 4.0)?;
+            self.quotients_to(|block| &mut block.widest);
         }
+        self.quotients(column, steps, 2.0)?;
+        self.quotients_to(|block| &mut block.wide);
         self.quotients(column, steps, 1.0)?;
         self.perturb(column, steps, 0.0);
         for (row, &step) in steps.iter().enumerate() {
-            let sigma = self.sigma(row, 0.5 * self.widths[row]);
-            let found = &mut self.found[row];
-            if self.widths[row] == 0.0 {
-                *found = Difference::without_step(step);
-                continue;
-            }
-            found.sigma = sigma;
-            found.truncation = (self.wide[row] - found.numeric).abs() / 3.0;
-            found.step = step;
+            let width = self.widths[row];
+            self.found[row] = if width == 0.0 {
+                Difference::without_step(step)
+            } else {
+                let numeric = quotient(self.changes[row], width);
+                let widest = is_far(row, &self.reaches).then_some(self.widest[row]);
+                let truncation = truncation(numeric, self.wide[row], widest);
+                Difference { numeric, sigma: self.sigma(row, 0.5 * width), truncation, step }
+            };
         }
         Ok(())
     }
 
+    /// Leaves the change of each row's loss, from one end of its difference to the other, and the width of that.
     fn quotients(&mut self, column: usize, steps: &[f64], factor: f64) -> Result<(), CheckError> {
         let (problem, k) = (self.problem, self.k);
         let probe = |sign: f64| {
             let step = sign * factor * steps.iter().fold(0.0, |greatest: f64, step| greatest.max(*step));
             move || Some(Probe { input: problem.declared[k].name.clone(), index: vec![column], step })
         };
-        self.perturb(column, steps, factor);
         self.widths.fill(0.0);
-        self.add_to_widths(column, 1.0);
+        self.perturb(column, steps, factor);
         self.forward(Side::Plus, probe(1.0))?;
         self.perturb(column, steps, -factor);
-        self.add_to_widths(column, -1.0);
         self.forward(Side::Minus, probe(-1.0))?;
-        let mut found = std::mem::take(&mut self.found);
-        for (row, (found, &width)) in found.iter_mut().zip(&self.widths).enumerate() {
-            found.numeric = if width > 0.0 { self.change(row) / width } else { f64::NAN };
-        }
-        self.found = found;
+        let mut changes = std::mem::take(&mut self.changes);
+        let (plus, minus) = self.outputs();
+        changes_of_rows(plus, minus, self.dy(), problem.width(), &self.in_range, &mut changes);
+        self.changes = changes;
         Ok(())
     }
 
-    /// The difference between the losses of a row's two outputs.
-    fn change(&self, row: usize) -> f64 {
-        let (plus, minus) = self.outputs();
-        let outputs = row * self.problem.width()..(row + 1) * self.problem.width();
-        let change = if self.in_range[row] { change_of_row } else { change_of_loss };
-        change(&plus[outputs.clone()], &minus[outputs.clone()], &self.dy()[outputs])
+    /// Stores the quotients of the last perturbation.
+    fn quotients_to(&mut self, target: impl Fn(&mut Self) -> &mut Vec<f64>) {
+        let mut quotients = std::mem::take(target(self));
+        let changes = self.changes.iter().zip(&self.widths);
+        quotients.iter_mut().zip(changes).for_each(|(value, (change, width))| *value = quotient(*change, *width));
+        *target(self) = quotients;
     }
 
-    /// Sets one column to its original values plus `factor` times the steps.
+    /// Sets one column to its given values plus `factor` times the steps, and adds the values, as they are stored, to the
+    /// widths of the differences; those below the given ones with a minus sign.
     fn perturb(&mut self, column: usize, steps: &[f64], factor: f64) {
         let row_len = self.row_len();
-        let original = self.original();
-        let perturbed = self.perturbed_mut();
-        for (row, step) in steps.iter().enumerate() {
-            let element = row * row_len + column;
-            perturbed[element] = T::from_f64(original[element].to_f64() + factor * step);
-        }
-    }
-
-    /// Adds the column, as it is stored now, to the widths of the differences.
-    fn add_to_widths(&mut self, column: usize, sign: f64) {
-        let row_len = self.row_len();
+        let given = std::mem::take(&mut self.column);
         let mut widths = std::mem::take(&mut self.widths);
-        let perturbed = self.perturbed_mut();
-        for (width, row) in widths.iter_mut().zip(perturbed.chunks(row_len)) {
-            *width += sign * row[column].to_f64();
+        let rows = self.perturbed_mut().chunks_exact_mut(row_len);
+        for (((row, given), step), width) in rows.zip(&given).zip(steps).zip(&mut widths) {
+            let value = T::from_f64(given + factor * step);
+            row[column] = value;
+            if factor != 0.0 {
+                *width += factor.signum() * value.to_f64();
+            }
         }
-        self.widths = widths;
+        (self.column, self.widths) = (given, widths);
     }
 
     fn perturbed_mut(&mut self) -> &mut [T] {
@@ -267,4 +294,9 @@ impl<'p, T: Element> Block<'p, T> {
             }
         }
     }
+}
+
+/// The slope over a difference; none over a width of nothing.
+fn quotient(change: f64, width: f64) -> f64 {
+    if width > 0.0 { change / width } else { f64::NAN }
 }

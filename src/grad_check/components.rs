@@ -7,7 +7,7 @@ use super::measured::Measured;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::session::Spread;
-use super::step::{Step, balanced, nearest_power_of_two, row_scale, sharper};
+use super::step::{Reach, Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::verdict::Verdict;
 use crate::Element;
 
@@ -30,19 +30,18 @@ pub(super) fn measure<T: Element>(
     analytic: &[f64],
     elements: Spread,
 ) -> Result<Measured, CheckError> {
-    let row_len = problem.declared[k].row_len();
-    let noise = output_noise(problem, noise)?;
+    let noise = output_noise(problem, noise, k)?;
     let steps = match step {
-        Step::Fixed(_) => Vec::new(),
-        Step::Balanced => balanced_steps(problem, &noise, k)?,
+        Step::Fixed(eps) => Steps::Fixed(eps),
+        Step::Balanced => Steps::balanced(problem, &noise, k)?,
     };
-    let step_of = |element: usize| if let Step::Fixed(eps) = step { eps } else { steps[element / row_len] };
     let fixed = if let Step::Fixed(eps) = step { Some(eps) } else { None };
     let mut measured = Measured::not_looked_at(analytic.len(), fixed);
-    let batches = Batches { problem, noise: &noise, k, judge, analytic, balanced: step == Step::Balanced };
-    unless_stopped(batches.measure(elements, &step_of, &mut measured))?;
+    let batches = Batches { problem, noise: &noise, k, judge, analytic, steps };
+    unless_stopped(batches.measure(elements, &mut measured))?;
     Ok(measured)
 }
+
 /// What the components of an input are measured with.
 struct Batches<'a, T: Element> {
     problem: &'a Problem<'a, T>,
@@ -50,16 +49,11 @@ struct Batches<'a, T: Element> {
     k: usize,
     judge: &'a Judge,
     analytic: &'a [f64],
-    balanced: bool,
+    steps: Steps,
 }
 
 impl<T: Element> Batches<'_, T> {
-    fn measure(
-        &self,
-        elements: Spread,
-        step_of: &dyn Fn(usize) -> f64,
-        measured: &mut Measured,
-    ) -> Result<(), CheckError> {
+    fn measure(&self, elements: Spread, measured: &mut Measured) -> Result<(), CheckError> {
         let row_len = self.judge.row_len();
         let mut left = elements.iter().peekable();
         while left.peek().is_some() {
@@ -69,11 +63,11 @@ impl<T: Element> Batches<'_, T> {
             {
                 batch.push(element);
             }
-            let request = |&element: &usize| Request { input: self.k, element, step: step_of(element) };
+            let request = |&element: &usize| self.request(element, self.steps.of_row(element / row_len));
             let requests: Vec<_> = batch.iter().map(request).collect();
             let mut found = differences(self.problem, self.noise, &requests)?;
             batch.iter().zip(&found).for_each(|(&element, found)| measured.set(element, found));
-            for _ in 0..if self.balanced { RETRIES } else { 0 } {
+            for _ in 0..if let Steps::Balanced { .. } = self.steps { RETRIES } else { 0 } {
                 if !self.retry(&batch, &mut found, measured)? {
                     break;
                 }
@@ -82,10 +76,25 @@ impl<T: Element> Batches<'_, T> {
         Ok(())
     }
 
+    fn request(&self, element: usize, step: f64) -> Request {
+        // A fixed step is distrusted as a whole.
+        let far = self.reach(element).is_some_and(|reach| reach.is_far(step));
+        Request { input: self.k, element, step, far }
+    }
+
+    /// How far an element may be moved by steps that are chosen for it.
+    fn reach(&self, element: usize) -> Option<Reach> {
+        let row_len = self.judge.row_len();
+        match &self.steps {
+            Steps::Fixed(_) => None,
+            Steps::Balanced { scales, .. } => Some(Reach::of_row(scales[element / row_len], row_len)),
+        }
+    }
+
     /// Looks again at each component of a batch that is inconclusive, with the step that its own noise and truncation
     /// ask for. Returns whether anything became sharper.
     fn retry(&self, batch: &[usize], found: &mut [Difference], measured: &mut Measured) -> Result<bool, CheckError> {
-        let Self { problem, noise, k, judge, analytic, .. } = *self;
+        let Self { problem, noise, judge, analytic, .. } = *self;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return Ok(false) };
         let row_len = judge.row_len();
         let start = first / row_len * row_len;
@@ -97,9 +106,10 @@ impl<T: Element> Batches<'_, T> {
             // Every component of these rows that was looked at is in the batch.
             let Ok(position) = batch.binary_search(&element) else { return };
             let Difference { step: old, sigma, truncation, .. } = found[position];
-            let step = sharper(old, sigma, truncation);
+            let Some(reach) = self.reach(element) else { return };
+            let step = sharper(old, sigma, truncation, reach);
             if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
-                requests.push((position, Request { input: k, element, step }));
+                requests.push((position, self.request(element, step)));
             }
         });
         let (positions, requests): (Vec<usize>, Vec<Request>) = requests.into_iter().unzip();
@@ -115,39 +125,56 @@ impl<T: Element> Batches<'_, T> {
     }
 }
 
-/// For each row its scale times the step, in units of that scale, that suits the pilots.
-fn balanced_steps<T: Element>(
-    problem: &Problem<'_, T>,
-    noise: &OutputNoise<T>,
-    k: usize,
-) -> Result<Vec<f64>, CheckError> {
-    let input = problem.input(k);
-    let row_len = problem.declared[k].row_len();
-    let scales: Vec<f64> = scales(input, row_len);
-    let len = input.len();
-    let pilot_step = pilot_step::<T>();
-    // Spread over rows and columns alike: a stride that shares no factor with the length of a row.
-    let pilots = PILOTS.min(len);
-    let stride = (len / pilots.max(1)).max(1);
-    let requests: Vec<_> = (0..pilots)
-        .map(|pilot| pilot * stride + (pilot * 5) % row_len.min(stride))
-        .map(|element| Request {
-            input: k,
-            element,
-            step: nearest_power_of_two(pilot_step * scales[element / row_len]),
-        })
-        .collect();
-    let found = differences(problem, noise, &requests)?;
-    let mut relative: Vec<f64> = requests
-        .iter()
-        .zip(&found)
-        .map(|(request, found)| balanced(found.step, found.sigma, found.truncation) / scales[request.element / row_len])
-        .filter(|step| step.is_normal())
-        .collect();
-    relative.sort_by(f64::total_cmp);
-    // A step that is too small costs noise, one that is too great costs truncation, and that as its square.
-    let relative = relative.get(relative.len() / 3).copied().unwrap_or(pilot_step);
-    Ok(scales.into_iter().map(|scale| nearest_power_of_two(relative * scale)).collect())
+/// The step that each component is first looked at with.
+enum Steps {
+    Fixed(f64),
+    /// For each row its scale times the step, in units of that scale, that suits the pilots.
+    Balanced {
+        relative: f64,
+        scales: Vec<f64>,
+    },
+}
+
+impl Steps {
+    fn balanced<T: Element>(problem: &Problem<'_, T>, noise: &OutputNoise<T>, k: usize) -> Result<Self, CheckError> {
+        let input = problem.input(k);
+        let row_len = problem.declared[k].row_len();
+        let scales: Vec<f64> = scales(input, row_len);
+        let len = input.len();
+        let pilot_step = pilot_step::<T>();
+        // Spread over rows and columns alike: a stride that shares no factor with the length of a row.
+        let pilots = PILOTS.min(len);
+        let stride = (len / pilots.max(1)).max(1);
+        let requests: Vec<_> = (0..pilots)
+            .map(|pilot| pilot * stride + (pilot * 5) % row_len.min(stride))
+            .map(|element| Request {
+                input: k,
+                element,
+                step: nearest_power_of_two(pilot_step * scales[element / row_len]),
+                far: false,
+            })
+            .collect();
+        let found = differences(problem, noise, &requests)?;
+        let mut relative: Vec<f64> = requests
+            .iter()
+            .zip(&found)
+            .map(|(request, found)| {
+                balanced(found.step, found.sigma, found.truncation) / scales[request.element / row_len]
+            })
+            .filter(|step| step.is_normal())
+            .collect();
+        relative.sort_by(f64::total_cmp);
+        // A step that is too small costs noise, one that is too great costs truncation, and that as its square.
+        let relative = relative.get(relative.len() / 3).copied().unwrap_or(pilot_step);
+        Ok(Self::Balanced { relative, scales })
+    }
+
+    fn of_row(&self, row: usize) -> f64 {
+        match self {
+            Self::Fixed(eps) => *eps,
+            Self::Balanced { relative, scales } => nearest_power_of_two(relative * scales[row]),
+        }
+    }
 }
 
 /// The first step of all, in units of a row's scale: so large that truncation can be seen, `2^-10` in `f64` and `2^-4`

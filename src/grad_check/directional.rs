@@ -9,14 +9,14 @@ use ndarray::ArrayD;
 
 use super::components::{pilot_step, scales};
 use super::error::{CheckError, Probe};
-use super::exhaustive::change_of_loss;
 use super::judge::Judge;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::report::Direction;
-use super::step::{Step, sharper};
+use super::step::{NEAR, Reach, Step, sharper, truncation};
 use super::verdict::Component;
 use crate::Element;
+use crate::change::change_of_loss;
 use crate::numpy_random::default_rng;
 
 /// What is needed to differentiate along a direction.
@@ -84,7 +84,8 @@ impl<'a, T: Element> Directional<'a, T> {
         if best.floor > best.tolerance {
             // One better step at most: a direction has but one number to get right.
             let sigma = best.sigma / step;
-            step = sharper(step, sigma, best.truncation / step);
+            // All elements are moved, each by about a step of its row's scale.
+            step = sharper(step, sigma, best.truncation / step, Reach::of_row(1.0, 1));
             let again = self.at(number, step, judge)?;
             if again.floor < best.floor {
                 best = again;
@@ -104,8 +105,10 @@ impl<'a, T: Element> Directional<'a, T> {
     fn at(&mut self, number: usize, step: f64, judge: &Judge) -> Result<Found, CheckError> {
         let wide = self.change(number, 2.0 * step, judge)?;
         let narrow = self.change(number, step, judge)?;
-        // Both residuals are linear in an error of the gradient: only the truncation is left of their difference.
-        let truncation = (0.5 * (wide.numeric - wide.analytic) - (narrow.numeric - narrow.analytic)).abs() / 3.0;
+        // The residuals are linear in an error of the gradient: only the truncation is left of their differences.
+        let residual = |change: &Change, factor: f64| (change.numeric - change.analytic) / factor;
+        let widest = if step > NEAR { Some(residual(&self.change(number, 4.0 * step, judge)?, 4.0)) } else { None };
+        let truncation = truncation(residual(&narrow, 1.0), residual(&wide, 2.0), widest);
         let sigma = std::f64::consts::SQRT_2 * self.noise;
         let unit = 2.0 * step;
         let scale = narrow.numeric.abs().max(narrow.analytic.abs()).max(narrow.size) / unit;

@@ -1,4 +1,5 @@
-//! Central differences, one component at a time: two forwards of the whole input for `D` and two for its truncation.
+//! Central differences, one component at a time: two forwards of the whole input for `D` and two for its truncation, or
+//! four where the step is large.
 //!
 //! The components are dealt out to workers. A worker owns one clone of the inputs and two output buffers; it perturbs
 //! one element, runs forward, restores the element, and nothing is allocated on the way. The outputs are subtracted
@@ -13,9 +14,11 @@ use super::error::{CheckError, Probe};
 use super::noise::Noise;
 use super::operation::Locality;
 use super::problem::Problem;
+use super::step::truncation;
 use super::verdict::NO_STEP;
 use super::workers::deal_out;
 use crate::Element;
+use crate::change::change_of_loss;
 
 /// One component that is to be differentiated, and the step.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +26,8 @@ pub(super) struct Request {
     pub(super) input: usize,
     pub(super) element: usize,
     pub(super) step: f64,
+    /// Whether the step is so large that two quotients do not tell its truncation.
+    pub(super) far: bool,
 }
 
 /// A difference quotient and what is known about its error.
@@ -32,7 +37,7 @@ pub(super) struct Difference {
     pub(super) numeric: f64,
     /// The deviation of its rounding noise.
     pub(super) sigma: f64,
-    /// `|D(2h) - D(h)| / 3`, its truncation error.
+    /// Its [truncation error](super::step::truncation).
     pub(super) truncation: f64,
     /// `h`.
     pub(super) step: f64,
@@ -54,9 +59,9 @@ impl Difference {
         6.0 * self.sigma + 2.0 * self.truncation
     }
 
-    /// The logarithm of a step that is a power of two.
+    /// The logarithm of a step that is a normal power of two.
     pub(super) fn exponent(&self) -> i16 {
-        self.step.log2() as i16
+        (self.step.to_bits() >> (f64::MANTISSA_DIGITS - 1)) as i16 - (f64::MAX_EXP - 1) as i16
     }
 }
 
@@ -91,7 +96,11 @@ pub(super) fn differences<T: Element>(
 }
 
 /// What the outputs add to the variance of the loss.
-pub(super) fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) -> Result<OutputNoise<T>, CheckError> {
+pub(super) fn output_noise<T: Element>(
+    problem: &Problem<'_, T>,
+    noise: &Noise,
+    k: usize,
+) -> Result<OutputNoise<T>, CheckError> {
     let mut y = problem.poisoned_output();
     problem.forward(&problem.inputs, &mut y, || None)?;
     let y = y.into_raw_vec_and_offset().0;
@@ -100,7 +109,15 @@ pub(super) fn output_noise<T: Element>(problem: &Problem<'_, T>, noise: &Noise) 
     let squares = |(y, dy): (&T, &T)| (y.to_f64() * dy.to_f64()).powi(2);
     let rows = y.chunks(width).zip(problem.dy().chunks(width)).zip(&units);
     let rows = rows.map(|((y, dy), unit)| unit * y.iter().zip(dy).map(squares).sum::<f64>()).collect();
-    Ok(OutputNoise { y, units, rows })
+    let mut columns = Vec::new();
+    if problem.declared[k].locality == Locality::Columns {
+        let len = problem.input(k).len();
+        columns.resize(len, 0.0);
+        for (o, output) in y.iter().zip(problem.dy()).enumerate() {
+            columns[o % len] += units[o / width] * squares(output);
+        }
+    }
+    Ok(OutputNoise { y, units, rows, columns })
 }
 
 /// What is known of the variance that outputs add to the loss.
@@ -110,6 +127,8 @@ pub(super) struct OutputNoise<T> {
     units: Vec<f64>,
     /// The variance of each row.
     rows: Vec<f64>,
+    /// The variance of each column, for an input that is declared in columns.
+    columns: Vec<f64>,
 }
 
 /// One clone of the inputs, and two outputs.
@@ -133,27 +152,35 @@ impl<T: Element> Worker<T> {
     ) -> Result<Difference, CheckError> {
         let wide = self.quotient(problem, Request { step: 2.0 * request.step, ..request })?;
         let mut variance = self.changed_variance(problem, noise);
+        let widest = if request.far {
+            let widest = self.quotient(problem, Request { step: 4.0 * request.step, ..request })?;
+            variance = variance.max(self.changed_variance(problem, noise));
+            Some(widest.value)
+        } else {
+            None
+        };
         let narrow = self.quotient(problem, request)?;
         if narrow.half_step == 0.0 {
             return Ok(Difference::without_step(request.step));
         }
-        // The declared row takes part even where rounding hid that it moved.
+        variance = variance.max(self.changed_variance(problem, noise));
+        // The declared row or column takes part even where rounding hid that it moved.
         variance = match problem.declared[request.input].locality {
-            Locality::Rows(_) => noise.rows[request.element / problem.declared[request.input].row_len()]
-                .max(self.changed_variance(problem, noise)),
-            Locality::Columns | Locality::Shared => variance.max(self.changed_variance(problem, noise)),
+            Locality::Rows(_) => variance.max(noise.rows[request.element / problem.declared[request.input].row_len()]),
+            Locality::Columns => variance.max(noise.columns[request.element]),
+            Locality::Shared => variance,
         };
         Ok(Difference {
             numeric: narrow.value,
             sigma: variance.sqrt() / (std::f64::consts::SQRT_2 * narrow.half_step),
-            truncation: (wide.value - narrow.value).abs() / 3.0,
+            truncation: truncation(narrow.value, wide.value, widest),
             step: request.step,
         })
     }
 
     /// `(L(x + h) - L(x - h)) / ((x + h) - (x - h))`, with the points as they are stored.
     fn quotient(&mut self, problem: &Problem<'_, T>, request: Request) -> Result<Quotient, CheckError> {
-        let Request { input, element, step } = request;
+        let Request { input, element, step, .. } = request;
         let value = problem.input(input)[element].to_f64();
         let (above, below) = (T::from_f64(value + step), T::from_f64(value - step));
         let probe = |step| {
@@ -198,75 +225,4 @@ impl<T: Element> Worker<T> {
 struct Quotient {
     value: f64,
     half_step: f64,
-}
-
-/// Running sums of a change of the loss: what a register of the narrowest type holds.
-const LANES: usize = 16;
-
-/// `sum((plus - minus) * dy)` in `f64`, in sixteen running sums and one tree: the same bits wherever it is computed.
-pub(super) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (plus, plus_tail) = plus.as_chunks::<LANES>();
-    let (minus, minus_tail) = minus.as_chunks::<LANES>();
-    let (dy, dy_tail) = dy.as_chunks::<LANES>();
-    for ((plus, minus), dy) in plus.iter().zip(minus).zip(dy) {
-        for lane in 0..LANES {
-            sums[lane] += (plus[lane].to_f64() - minus[lane].to_f64()) * dy[lane].to_f64();
-        }
-    }
-    tree(sums) + change_of_tail(plus_tail, minus_tail, dy_tail)
-}
-
-/// The same where the outputs hardly differ, faster: in the type of the outputs over some chunks, and in `f64` from
-/// there on.
-///
-/// A product is rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to the
-/// noise of a difference that is small beside the outputs.
-pub(super) fn change_of_row<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
-    const CHUNKS: usize = 64;
-    let mut sums = [0.0; LANES];
-    let (plus, plus_tail) = plus.as_chunks::<LANES>();
-    let (minus, minus_tail) = minus.as_chunks::<LANES>();
-    let (dy, dy_tail) = dy.as_chunks::<LANES>();
-    for ((plus, minus), dy) in plus.chunks(CHUNKS).zip(minus.chunks(CHUNKS)).zip(dy.chunks(CHUNKS)) {
-        let partial = change_of_chunks(plus, minus, dy);
-        for lane in 0..LANES {
-            sums[lane] += partial[lane].to_f64();
-        }
-    }
-    tree(sums) + change_of_tail(plus_tail, minus_tail, dy_tail)
-}
-
-/// Sixteen sums in the type of the outputs. A function of its own: beside sums in `f64` the compiler would use half of
-/// each register.
-#[inline(never)]
-fn change_of_chunks<T: Element>(plus: &[[T; LANES]], minus: &[[T; LANES]], dy: &[[T; LANES]]) -> [T; LANES] {
-    // Each of these is narrowed to one operation of the type: to round twice changes nothing.
-    let subtract = |a: T, b: T| T::from_f64(a.to_f64() - b.to_f64());
-    let multiply = |a: T, b: T| T::from_f64(a.to_f64() * b.to_f64());
-    let add = |a: T, b: T| T::from_f64(a.to_f64() + b.to_f64());
-    let mut sums = [T::default(); LANES];
-    for ((plus, minus), dy) in plus.iter().zip(minus).zip(dy) {
-        for lane in 0..LANES {
-            sums[lane] = add(sums[lane], multiply(subtract(plus[lane], minus[lane]), dy[lane]));
-        }
-    }
-    sums
-}
-
-fn change_of_tail<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f64 {
-    let outputs = plus.iter().zip(minus).zip(dy);
-    outputs.fold(0.0, |sum, ((plus, minus), dy)| sum + (plus.to_f64() - minus.to_f64()) * dy.to_f64())
-}
-
-/// The sum of sixteen numbers, always in the same order.
-fn tree(mut sums: [f64; LANES]) -> f64 {
-    let mut lanes = LANES;
-    while lanes > 1 {
-        lanes /= 2;
-        for lane in 0..lanes {
-            sums[lane] += sums[lane + lanes];
-        }
-    }
-    sums[0]
 }

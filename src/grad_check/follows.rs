@@ -5,12 +5,12 @@ use ndarray::ArrayD;
 
 use super::components::{pilot_step, scales};
 use super::error::CheckError;
-use super::exhaustive::change_of_loss;
 use super::independence::row_bits;
 use super::operation::Locality;
 use super::problem::Problem;
 use super::report::Check;
 use crate::Element;
+use crate::change::change_of_loss;
 use crate::numpy_random::default_rng;
 
 /// A change of the slope below this fraction is no change.

@@ -1,8 +1,10 @@
 //! The identities of LayerNorm's gradient.
 
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, CowArray, IxDyn};
+use rayon::prelude::*;
 
 use super::operation::Identity;
+use super::verdict::ROUNDINGS_OF_TERMS;
 use crate::Element;
 
 /// What LayerNorm's gradients satisfy, row by row and column by column, whatever the numbers are: of each equation the
@@ -14,9 +16,28 @@ use crate::Element;
 /// - `sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)`: scaling a row changes nothing but for `epsilon`;
 /// - `dgamma = sum(dy xhat)` and `dbeta = sum(dy)`, over the rows, if `parameters` holds `dgamma` and `dbeta`.
 ///
-/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. The
-/// statistics are taken in `f64`. The bounds grant each element the rounding of its own terms and of sums as long as
-/// the row. Nothing that grows with the rows is allocated.
+/// `x`, `dy` and `dx` have one shape, of which the last dimension is normalized; `gamma` is as long as that. Nothing that
+/// grows with the rows is allocated, but the sums of the columns for every 64 of them.
+///
+/// # What rounding explains
+///
+/// With `gamma(n) = 4 (16 + sqrt(n)) u`, the error granted to a sum of `n` rounded terms, `u` being the unit roundoff of
+/// the gradients' type, an element of `dx` is granted
+///
+/// ```text
+/// gamma(width) (rstd (|g| + mean|g| + size |c2| + |xhat| mean(|g| size)) + |dx| mean(|xhat| size)) + 8 u max|dx|
+/// ```
+///
+/// the terms of [`layer_norm_terms`], each with its own magnitudes, and some roundings of the row's size. Both sides sum
+/// these: as they are, and times `|xhat|`.
+///
+/// The statistics here are taken in `f64`, with a mean of twice its digits: each `x - mean` is then off by a few
+/// roundings of itself, and by what the sum of the differences was off, a share of `mean|x - mean|`, however far the row
+/// lies from zero. So `xhat` is off by at most `e = gamma64(width) (|xhat| + mean|xhat|)`, and `rstd` and `var + epsilon` by
+/// `gamma64(width)` of themselves, where `gamma64` has the unit roundoff of `f64`. On the left of the second equation that
+/// is `sum(|dx| e)`, on its right `rstd^3 epsilon sum(|g| e)`: `width c2` is `sum(g xhat)`, and what the factors are off
+/// by is a part of the same sum. Both are granted in addition. In `f64` they count where `dx` is nearly right and its own
+/// terms are small: of rows of two elements a mean that is rounded to `f64` alone would do more than all of `dx`.
 ///
 /// The first two follow from `dx = rstd (g - mean(g) - xhat mean(g xhat))` and `sum(xhat) = 0`, `mean(xhat^2) = var /
 /// (var + epsilon)` (J. L. Ba, J. R. Kiros and G. E. Hinton, "Layer normalization", 2016).
@@ -40,29 +61,33 @@ pub fn layer_norm_identities<T: Element>(
     parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
 ) -> Vec<Identity> {
     let width = x.shape().last().copied().unwrap_or(1).max(1);
-    let mut columns = vec![Column::default(); width];
-    let mut sum = Worst::of("sum(dx) = 0");
-    let mut sum_along = Worst::of("sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)");
     let granted_to_row = granted::<T>(width);
-    let mut dx = dx.iter();
-    for (number, row) in Rows::new(x, gamma, dy, epsilon).enumerate() {
-        let dx: Vec<f64> = dx.by_ref().take(width).map(|dx| dx.to_f64()).collect();
-        row.add_to(&mut columns);
-        if !row.is_in_range() {
-            continue;
-        }
+    let dx = dx.as_standard_layout();
+    let dx = dx.as_slice().unwrap_or_default();
+    let look = |[sum, sum_along]: &mut [Worst; 2], number: usize, row: &Row| {
+        let Some(dx) = dx.get(number * width..(number + 1) * width).filter(|_| row.is_in_range()) else { return };
+        let dx: Vec<f64> = dx.iter().map(|dx| dx.to_f64()).collect();
         let rstd = row.statistics.rstd;
-        let size: f64 = row.sizes().sum();
-        let size_along: f64 = row.sizes().zip(&row.xhat).map(|(size, xhat)| size * xhat.abs()).sum();
-        let along = dx.iter().zip(&row.xhat).map(|(dx, xhat)| dx * xhat).sum();
-        sum.look("row", number, dx.iter().sum(), 0.0, granted_to_row * size);
-        sum_along.look(
-            "row",
-            number,
-            along,
-            rstd * width as f64 * row.c2 * epsilon * rstd * rstd,
-            granted_to_row * size_along,
-        );
+        let of_row = ROUNDINGS_OF_TERMS * T::UNIT_ROUNDOFF * dx.iter().fold(0.0, |most: f64, dx| most.max(dx.abs()));
+        let (mut total, mut along, mut granted_total, mut granted_along) = (0.0, 0.0, 0.0, 0.0);
+        for ((dx, terms), xhat) in dx.iter().zip(row.terms(&dx)).zip(&row.xhat) {
+            let granted = granted_to_row * terms + of_row;
+            total += dx;
+            along += dx * xhat;
+            granted_total += granted;
+            granted_along += granted * xhat.abs();
+        }
+        granted_along += granted::<f64>(width) * row.own_roundings(&dx, epsilon);
+        sum.look("row", number, total, 0.0, granted_total);
+        let expected = rstd * width as f64 * row.c2 * epsilon * rstd * rstd;
+        sum_along.look("row", number, along, expected, granted_along);
+    };
+    let none = || SUMS_OF_DX.map(Worst::of);
+    let (columns, worst) = Rows::new(x, gamma, dy, epsilon).visit(none, look);
+    let [mut sum, mut sum_along] = none();
+    for [of_block, along_of_block] in worst {
+        sum.merge(of_block);
+        sum_along.merge(along_of_block);
     }
     let mut worst = vec![sum, sum_along];
     if let Some((dgamma, dbeta)) = parameters {
@@ -108,19 +133,17 @@ pub fn layer_norm_terms<T: Element>(
     dy: &ArrayD<T>,
     epsilon: f64,
 ) -> [Vec<f64>; 3] {
-    let width = x.shape().last().copied().unwrap_or(1).max(1);
-    let mut columns = vec![Column::default(); width];
-    let mut dx = Vec::with_capacity(x.len() / width);
-    for row in Rows::new(x, gamma, dy, epsilon) {
-        dx.push(row.greatest_terms());
-        row.add_to(&mut columns);
-    }
+    let rows = Rows::new(x, gamma, dy, epsilon);
+    let (columns, dx) = rows.visit(Vec::new, |dx, _, row| dx.push(row.greatest_terms()));
     [
-        dx,
+        dx.into_iter().flatten().collect(),
         columns.iter().map(|column| column.gamma_size).collect(),
         columns.iter().map(|column| column.beta_size).collect(),
     ]
 }
+
+/// The equations of each row.
+const SUMS_OF_DX: [&str; 2] = ["sum(dx) = 0", "sum(dx xhat) = rstd width c2 epsilon / (var + epsilon)"];
 
 /// The relative error that is granted to a sum of this many rounded terms.
 fn granted<T: Element>(terms: usize) -> f64 {
@@ -150,6 +173,13 @@ impl Worst {
             self.excess = excess;
             self.found =
                 Some(Identity { name: self.name.to_owned(), place: format!("{what} {number}"), left, right, bound });
+        }
+    }
+
+    /// Takes over what was found later, where it is worse.
+    fn merge(&mut self, later: Self) {
+        if later.found.is_some() && (self.found.is_none() || later.excess > self.excess) {
+            *self = later;
         }
     }
 }
@@ -188,26 +218,35 @@ impl Row {
         rstd.is_normal() || rstd.is_nan()
     }
 
-    /// What the terms of each element of dx amount to before they cancel.
-    fn sizes(&self) -> impl Iterator<Item = f64> {
+    /// What the terms of each element of dx amount to before they cancel, with what the rounding of `xhat` does to the
+    /// means over the row and to `rstd`.
+    fn terms(&self, dx: &[f64]) -> impl Iterator<Item = f64> {
         let Self { statistics, c1, c2, .. } = self;
-        let each = self.g.iter().zip(&self.x);
-        each.map(move |(g, &x)| statistics.rstd * (g.abs() + c1 + statistics.size(x) * c2.abs()))
-    }
-
-    /// The greatest of these, with what the rounding of `xhat` does to the means over the row and to `rstd`.
-    fn greatest_terms(&self) -> f64 {
-        let Self { statistics, .. } = self;
         let width = self.x.len() as f64;
         let sizes = || self.x.iter().map(|&x| statistics.size(x));
         let of_means = self.g.iter().zip(sizes()).map(|(g, size)| g.abs() * size).sum::<f64>() / width;
         let of_rstd = self.xhat.iter().zip(sizes()).map(|(xhat, size)| xhat.abs() * size).sum::<f64>() / width;
-        let mean = self.g.iter().sum::<f64>() / width;
-        let each = self.sizes().zip(&self.g).zip(&self.xhat).map(|((size, g), xhat)| {
-            let dx = statistics.rstd * (g - mean - xhat * self.c2);
-            size + statistics.rstd * xhat.abs() * of_means + dx.abs() * of_rstd
-        });
-        each.fold(0.0, f64::max)
+        let each = self.g.iter().zip(&self.x).zip(&self.xhat).zip(dx);
+        each.map(move |(((g, &x), xhat), dx)| {
+            let terms = g.abs() + c1 + statistics.size(x) * c2.abs() + xhat.abs() * of_means;
+            statistics.rstd * terms + dx.abs() * of_rstd
+        })
+    }
+
+    /// The greatest of these.
+    fn greatest_terms(&self) -> f64 {
+        let mean = self.g.iter().sum::<f64>() / self.x.len() as f64;
+        let each = self.g.iter().zip(&self.xhat);
+        let dx: Vec<f64> = each.map(|(g, xhat)| self.statistics.rstd * (g - mean - xhat * self.c2)).collect();
+        self.terms(&dx).fold(0.0, f64::max)
+    }
+
+    /// What the roundings of this row's own `xhat` and `rstd` are relative to in `sum(dx xhat)` and in what it should be.
+    fn own_roundings(&self, dx: &[f64], epsilon: f64) -> f64 {
+        let rstd = self.statistics.rstd;
+        let mean = self.xhat.iter().map(|xhat| xhat.abs()).sum::<f64>() / self.x.len() as f64;
+        let each = self.xhat.iter().zip(dx).zip(&self.g);
+        each.map(|((xhat, dx), g)| (xhat.abs() + mean) * (dx.abs() + epsilon * rstd * rstd * rstd * g.abs())).sum()
     }
 
     fn add_to(&self, columns: &mut [Column]) {
@@ -217,51 +256,75 @@ impl Row {
     }
 }
 
-/// The rows of a LayerNorm, one at a time.
-struct Rows<X, Y> {
-    x: X,
-    dy: Y,
+/// The rows of a LayerNorm.
+struct Rows<'a, T: Element> {
+    x: CowArray<'a, T, IxDyn>,
+    dy: CowArray<'a, T, IxDyn>,
     width: usize,
     gamma: Option<Vec<f64>>,
     epsilon: f64,
 }
 
-impl<'a, T: Element> Rows<ndarray::iter::Iter<'a, T, IxDyn>, ndarray::iter::Iter<'a, T, IxDyn>> {
+/// Rows that one task looks at. What it finds of the columns is a few numbers for each, so that little grows with the rows.
+const ROWS: usize = 64;
+
+impl<'a, T: Element> Rows<'a, T> {
     fn new(x: &'a ArrayD<T>, gamma: Option<&ArrayD<T>>, dy: &'a ArrayD<T>, epsilon: f64) -> Self {
         let width = x.shape().last().copied().unwrap_or(1).max(1);
         let gamma = gamma.map(|gamma| gamma.iter().map(|gamma| gamma.to_f64()).collect());
-        Self { x: x.iter(), dy: dy.iter(), width, gamma, epsilon }
+        Self { x: x.as_standard_layout(), dy: dy.as_standard_layout(), width, gamma, epsilon }
     }
-}
 
-impl<'a, T: Element, X: Iterator<Item = &'a T>, Y: Iterator<Item = &'a T>> Iterator for Rows<X, Y> {
-    type Item = Row;
-
-    fn next(&mut self) -> Option<Row> {
-        let x: Vec<f64> = self.x.by_ref().take(self.width).map(|x| x.to_f64()).collect();
-        let dy = self.dy.by_ref().take(self.width).map(|dy| dy.to_f64()).collect();
-        (x.len() == self.width).then(|| Row::new(x, dy, self.gamma.as_deref(), self.epsilon))
+    /// Looks at all rows, some at a time on all threads, and returns the sums over each column and what was found of each
+    /// block of rows, in order.
+    fn visit<F: Send>(
+        &self,
+        nothing: impl Fn() -> F + Sync,
+        look: impl Fn(&mut F, usize, &Row) + Sync,
+    ) -> (Vec<Column>, Vec<F>) {
+        let [x, dy] = [&self.x, &self.dy].map(|array| array.as_slice().unwrap_or_default());
+        let len = ROWS * self.width;
+        let block = |(block, (x, dy)): (usize, (&[T], &[T]))| {
+            let (mut columns, mut found) = (vec![Column::default(); self.width], nothing());
+            for (number, (x, dy)) in x.chunks_exact(self.width).zip(dy.chunks_exact(self.width)).enumerate() {
+                let [x, dy] = [x, dy].map(|row| row.iter().map(|value| value.to_f64()).collect());
+                let row = Row::new(x, dy, self.gamma.as_deref(), self.epsilon);
+                row.add_to(&mut columns);
+                look(&mut found, block * ROWS + number, &row);
+            }
+            (columns, found)
+        };
+        let blocks: Vec<_> = x.par_chunks(len).zip(dy.par_chunks(len)).enumerate().map(block).collect();
+        let mut columns = vec![Column::default(); self.width];
+        let mut found = Vec::with_capacity(blocks.len());
+        for (of_block, found_in_block) in blocks {
+            columns.iter_mut().zip(&of_block).for_each(|(column, more)| column.merge(more));
+            found.push(found_in_block);
+        }
+        (columns, found)
     }
 }
 
 struct Statistics {
     mean: f64,
+    /// What the rounding of the mean left out.
+    rest: f64,
     rstd: f64,
 }
 
 impl Statistics {
-    /// The corrected two-pass of the definition. A constant row without `epsilon` is normalized to zeros, and so are its gradients.
+    /// Of the definition. A constant row without `epsilon` is normalized to zeros, and so are its gradients.
     fn of(x: &[f64], epsilon: f64) -> Self {
         let width = x.len() as f64;
         let mean = x.iter().sum::<f64>() / width;
-        let mean = mean + x.iter().map(|x| x - mean).sum::<f64>() / width;
-        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
+        let rest = x.iter().map(|x| x - mean).sum::<f64>() / width;
+        let variance = x.iter().map(|x| (x - mean - rest).powi(2)).sum::<f64>() / width;
         let denominator = variance + epsilon;
-        Self { mean, rstd: if denominator == 0.0 { 0.0 } else { 1.0 / denominator.sqrt() } }
+        Self { mean, rest, rstd: if denominator == 0.0 { 0.0 } else { 1.0 / denominator.sqrt() } }
     }
 
     fn normalized(&self, x: f64) -> f64 {
-        (x - self.mean) * self.rstd
+        (x - self.mean - self.rest) * self.rstd
     }
 
     /// What the terms of xhat amount to before they cancel: where x is near the mean, rounding is as large as
@@ -281,6 +344,13 @@ struct Column {
 }
 
 impl Column {
+    fn merge(&mut self, more: &Self) {
+        self.gamma += more.gamma;
+        self.gamma_size += more.gamma_size;
+        self.beta += more.beta;
+        self.beta_size += more.beta_size;
+    }
+
     fn add(&mut self, dy: f64, xhat: f64, xhat_size: f64) {
         self.gamma += dy * xhat;
         self.gamma_size += dy.abs() * xhat_size;

@@ -1,6 +1,9 @@
 //! From two gradients to a report on one input.
 
+use std::ops::Range;
+
 use ndarray::{ArrayD, IxDyn};
+use rayon::prelude::*;
 
 use super::error::Stage;
 use super::measured::Measured;
@@ -64,6 +67,35 @@ impl Judge {
         self.components_of(0, analytic.len(), analytic, &measured.numeric, &measured.floor, visit);
     }
 
+    /// The components of one row that were looked at.
+    pub(super) fn components_of_row(
+        &self,
+        row: usize,
+        analytic: &[f64],
+        measured: &Measured,
+        mut visit: impl FnMut(usize, Component),
+    ) {
+        let start = row * self.row_len;
+        let range = start..(start + self.row_len).min(analytic.len());
+        let [a, d, floor] = [analytic, &measured.numeric, &measured.floor].map(|all| &all[range.clone()]);
+        self.components_of(start, analytic.len(), a, d, floor, |element, component| visit(start + element, component));
+    }
+
+    /// What `work` makes of blocks of consecutive rows, in order, on all threads. The blocks depend on the shape alone.
+    pub(super) fn each_block<R: Send>(
+        &self,
+        analytic: &[f64],
+        measured: &Measured,
+        work: impl Fn(Range<usize>) -> R + Sync,
+    ) -> Vec<R> {
+        /// Components that are worth a hand-over.
+        const WORTH: usize = 1 << 14;
+        let rows = analytic.len().min(measured.numeric.len()).div_ceil(self.row_len);
+        let together = WORTH.div_ceil(self.row_len);
+        let blocks: Vec<_> = (0..rows).step_by(together).map(|start| start..(start + together).min(rows)).collect();
+        blocks.into_par_iter().map(&work).collect()
+    }
+
     /// The same for some rows of an input of `len` elements, whose first element is number `start`; `visit` is told
     /// numbers that count from there.
     pub(super) fn components_of(
@@ -115,9 +147,16 @@ pub(super) fn judge_input<T: Element>(
     directions: Vec<Direction>,
 ) -> InputReport {
     let declared = &problem.declared[k];
-    let mut tally = Tally::new(judge.row_len);
-    judge.components(&analytic, &measured, |element, component| tally.add(element, component));
-    tally.close_row();
+    let tallies = judge.each_block(&analytic, &measured, |rows| {
+        let mut tally = Tally::default();
+        for row in rows {
+            judge.components_of_row(row, &analytic, &measured, |element, component| tally.add(element, component));
+            tally.close_row(row, judge.row_len);
+        }
+        tally
+    });
+    let mut tally = Tally::default();
+    tallies.into_iter().for_each(|block| tally.merge(block));
     let blind = tally.rows > 0 && tally.blind_rows.len() == tally.rows;
     let blind = blind || tally.rows == 0 && !directions.is_empty() && directions.iter().all(Direction::is_blind);
     let unseen = if blind || analytic.is_empty() { Verdict::Inconclusive } else { Verdict::Passed };
@@ -127,7 +166,9 @@ pub(super) fn judge_input<T: Element>(
         tally.max_abs_diff = nan_max(tally.max_abs_diff, (direction.analytic - direction.numeric).abs());
         tally.max_magnitude = nan_max(tally.max_magnitude, direction.analytic.abs() + direction.numeric.abs());
     }
-    let worst = tally.worst.map(|(element, component)| worst(problem, k, element, component, measured.step(element)));
+    let worst = tally
+        .worst
+        .map(|Found { element, component, .. }| worst(problem, k, element, component, measured.step(element)));
     let x = |element: usize| problem.input(k)[element].to_f64();
     let patterns = patterns(&judge, verdict, &x, &analytic, &measured);
     // Only a gradient that passed, and that the loss sees, can be spoiled.
@@ -180,76 +221,83 @@ fn patterns(
     patterns
 }
 
-/// What adds up while the components pass by.
+/// What adds up while the components of some rows pass by.
+#[derive(Default)]
 struct Tally {
-    row_len: usize,
     counts: Counts,
     max_abs_diff: f64,
     max_magnitude: f64,
-    worst: Option<(usize, Component)>,
+    worst: Option<Found>,
     blind_rows: Vec<usize>,
-    /// Rows that were closed.
+    /// Rows that were closed, of which something was looked at.
     rows: usize,
-    /// The row that is open.
-    row: usize,
     seen: usize,
     without_step: usize,
+    /// Of the row that is open.
     row_counts: Counts,
-    row_blind: bool,
+    row_sees: bool,
+}
+
+/// A component, where it stands, and how bad it is.
+struct Found {
+    badness: (Verdict, f64),
+    element: usize,
+    component: Component,
 }
 
 impl Tally {
-    fn new(row_len: usize) -> Self {
-        Self {
-            row_len,
-            counts: Counts::default(),
-            max_abs_diff: 0.0,
-            max_magnitude: 0.0,
-            worst: None,
-            blind_rows: Vec::new(),
-            rows: 0,
-            row: 0,
-            seen: 0,
-            without_step: 0,
-            row_counts: Counts::default(),
-            row_blind: true,
-        }
-    }
-
     fn add(&mut self, element: usize, component: Component) {
-        if element / self.row_len != self.row {
-            self.close_row();
-            self.row = element / self.row_len;
-        }
+        let verdict = component.verdict();
         self.seen += 1;
         self.without_step += usize::from(component.is_without_step());
-        self.row_counts.add(component.verdict());
-        self.row_blind &= component.is_blind();
+        self.row_counts.add(verdict);
+        self.row_sees |= !component.is_blind();
         self.max_abs_diff = nan_max(self.max_abs_diff, component.difference());
         self.max_magnitude = nan_max(self.max_magnitude, component.analytic.abs() + component.numeric.abs());
-        let key = |component: &Component| (component.verdict(), component.excess());
-        if self.worst.is_none_or(|(_, worst)| key(&component) > key(&worst)) {
-            self.worst = Some((element, component));
+        let badness = (verdict, component.excess());
+        if self.worst.as_ref().is_none_or(|worst| badness > worst.badness) {
+            self.worst = Some(Found { badness, element, component });
         }
     }
 
     /// In a row that the loss does not see, agreement proves nothing. A row of one element is judged with its input.
-    fn close_row(&mut self) {
+    fn close_row(&mut self, number: usize, row_len: usize) {
         let mut row = std::mem::take(&mut self.row_counts);
+        let sees = std::mem::take(&mut self.row_sees);
         if row == Counts::default() {
             return;
         }
-        if std::mem::replace(&mut self.row_blind, true) {
-            self.blind_rows.push(self.row);
-            if self.row_len > 1 {
+        if !sees {
+            self.blind_rows.push(number);
+            if row_len > 1 {
                 row.inconclusive += std::mem::take(&mut row.passed);
             }
         }
         self.rows += 1;
-        self.counts.passed += row.passed;
-        self.counts.inconclusive += row.inconclusive;
-        self.counts.wrong += row.wrong;
-        self.counts.invalid += row.invalid;
+        self.add_counts(row);
+    }
+
+    fn add_counts(&mut self, more: Counts) {
+        self.counts.passed += more.passed;
+        self.counts.inconclusive += more.inconclusive;
+        self.counts.wrong += more.wrong;
+        self.counts.invalid += more.invalid;
+    }
+
+    /// Takes over what later rows added up to.
+    fn merge(&mut self, later: Self) {
+        self.add_counts(later.counts);
+        self.max_abs_diff = nan_max(self.max_abs_diff, later.max_abs_diff);
+        self.max_magnitude = nan_max(self.max_magnitude, later.max_magnitude);
+        if let Some(found) = later.worst
+            && self.worst.as_ref().is_none_or(|worst| found.badness > worst.badness)
+        {
+            self.worst = Some(found);
+        }
+        self.blind_rows.extend(later.blind_rows);
+        self.rows += later.rows;
+        self.seen += later.seen;
+        self.without_step += later.without_step;
     }
 }
 

@@ -18,7 +18,7 @@ use super::judge::Judge;
 use super::measured::{Measured, MeasuredRows};
 use super::noise::Noise;
 use super::problem::Problem;
-use super::step::{Step, balanced, nearest_power_of_two, row_scale, sharper};
+use super::step::{Reach, Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::workers::deal_out;
 use crate::Element;
 
@@ -80,6 +80,7 @@ impl<T: Element> Local<'_, T> {
             Step::Fixed(eps) => vec![eps; block.rows()],
             Step::Balanced => {
                 let mut pilots = Pilots::new(&block, whole);
+                block.reaches = pilots.reaches();
                 for column in pilots.columns() {
                     block.differences(column, &pilots.steps)?;
                     pilots.add(&block.found);
@@ -113,7 +114,7 @@ impl<T: Element> Local<'_, T> {
         let row_len = block.row_len();
         let steps = match self.step {
             Step::Fixed(eps) => vec![eps; block.rows()],
-            Step::Balanced => self.whole_steps(k, &block)?,
+            Step::Balanced => self.whole_steps(k, &mut block)?,
         };
         let len = measured.numeric.len();
         let rows = Mutex::new(measured.rows_mut(len).remove(0));
@@ -136,8 +137,9 @@ impl<T: Element> Local<'_, T> {
     }
 
     /// The step of each row, from pilots of all rows at once.
-    fn whole_steps(&self, k: usize, block: &Block<'_, T>) -> Result<Vec<f64>, CheckError> {
+    fn whole_steps(&self, k: usize, block: &mut Block<'_, T>) -> Result<Vec<f64>, CheckError> {
         let mut pilots = Pilots::new(block, self.whole_scale(k));
+        block.reaches = pilots.reaches();
         let found = Mutex::new(vec![Vec::new(); block.row_len()]);
         let jobs = pilots.columns().into_iter().map(|column| (column, &pilots.steps[..])).collect::<Vec<_>>();
         deal_out_columns(block, &jobs, &|column, differences| {
@@ -176,7 +178,8 @@ impl<T: Element> Local<'_, T> {
                 let old = measured.step(element);
                 let sigma = block.sigma(row, old);
                 let truncation = (0.5 * (component.floor - 6.0 * sigma)).max(0.0);
-                let step = sharper(old, sigma, truncation);
+                let Some(reach) = block.reaches.get(row) else { return };
+                let step = sharper(old, sigma, truncation, *reach);
                 if step.is_normal() && step != old {
                     columns[column].resize(block.rows(), 0.0);
                     columns[column][row] = step;
@@ -228,6 +231,11 @@ impl Pilots {
         let steps = scales.iter().map(|scale| nearest_power_of_two(pilot_step::<T>() * scale)).collect();
         let relative = vec![Vec::new(); scales.len()];
         Self { row_len, scales, steps, relative }
+    }
+
+    /// How far the elements of each row may be moved.
+    fn reaches(&self) -> Vec<Reach> {
+        self.scales.iter().map(|scale| Reach::of_row(*scale, self.row_len)).collect()
     }
 
     /// A few columns, spread over the row.

@@ -2,6 +2,7 @@
 
 use super::exhaustive::Difference;
 use super::judge::{Judge, rms};
+use super::step::NEAR;
 
 /// For each component of one input, in C order.
 #[derive(Debug, Clone)]
@@ -70,9 +71,6 @@ impl Measured {
         }
     }
 }
-
-/// The share of a row's scale up to which two steps tell the truncation.
-const NEAR: f64 = 0.1;
 
 impl Measured {
     /// Raises floors that a fixed step beyond a row's scale has made too low: out there `D` no longer follows the

@@ -3,7 +3,7 @@
 
 use super::judge::Judge;
 use super::measured::Measured;
-use super::verdict::Verdict;
+use super::verdict::{Component, Verdict};
 
 /// What a check of an input was able to see.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,24 +76,16 @@ fn rms(values: &[f64]) -> f64 {
 pub(super) fn measure(judge: &Judge, x: &dyn Fn(usize) -> f64, analytic: &[f64], measured: &Measured) -> Power {
     let row_len = judge.row_len();
     let rows = analytic.len() / row_len;
-    let mut power = Power { scale: f64::INFINITY, element: 0.0, mutants: Vec::new() };
-    // The least error of scale that is more than what is accepted.
-    let mut beyond_tolerance = f64::INFINITY;
-    judge.components(analytic, measured, |_, component| {
-        let size = component.numeric.abs();
-        power.scale = power.scale.min(component.least_seen() / size);
-        beyond_tolerance = beyond_tolerance.min(component.tolerance.max(component.rounding) / size);
+    let blocks = judge.each_block(analytic, measured, |rows| {
+        let mut least = Least::default();
+        for row in rows {
+            let size = rms(&measured.numeric[row * row_len..((row + 1) * row_len).min(analytic.len())]);
+            judge.components_of_row(row, analytic, measured, |_, component| least.add(&component, size));
+        }
+        least
     });
-    for row in 0..rows {
-        let row = row * row_len..(row + 1) * row_len;
-        let size = rms(&measured.numeric[row.clone()]);
-        let (start, parts) = (row.start, [analytic, &measured.numeric, &measured.floor].map(|all| &all[row.clone()]));
-        judge.components_of(start, analytic.len(), parts[0], parts[1], parts[2], |_, component| {
-            if size > 0.0 {
-                power.element = power.element.max(component.least_seen() / size);
-            }
-        });
-    }
+    let least = blocks.into_iter().fold(Least::default(), Least::and);
+    let mut power = Power { scale: least.scale, element: least.element, mutants: Vec::new() };
     for (name, all, spoil) in MUTANTS {
         // A row of one element has no shape to spoil.
         if row_len > 1 || all {
@@ -114,10 +106,45 @@ pub(super) fn measure(judge: &Judge, x: &dyn Fn(usize) -> f64, analytic: &[f64],
     if row_len > 1 {
         let factor = row_len as f64 / (row_len - 1) as f64;
         let caught = power.scale < factor - 1.0;
-        let required = factor - 1.0 > 2.0 * beyond_tolerance;
+        let required = factor - 1.0 > 2.0 * least.beyond_tolerance;
         power.mutants.push(Mutant { name: "n - 1 for n".to_owned(), caught, required });
     }
     power
+}
+
+/// The least errors that would show.
+struct Least {
+    /// Of scale, in some component.
+    scale: f64,
+    /// Of scale, if the differences were exact: more than what is accepted.
+    beyond_tolerance: f64,
+    /// Of every single component, in units of its row's rms.
+    element: f64,
+}
+
+impl Default for Least {
+    fn default() -> Self {
+        Self { scale: f64::INFINITY, beyond_tolerance: f64::INFINITY, element: 0.0 }
+    }
+}
+
+impl Least {
+    fn add(&mut self, component: &Component, size_of_row: f64) {
+        let (least_seen, size) = (component.least_seen(), component.numeric.abs());
+        self.scale = self.scale.min(least_seen / size);
+        self.beyond_tolerance = self.beyond_tolerance.min(component.tolerance.max(component.rounding) / size);
+        if size_of_row > 0.0 {
+            self.element = self.element.max(least_seen / size_of_row);
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            scale: self.scale.min(other.scale),
+            beyond_tolerance: self.beyond_tolerance.min(other.beyond_tolerance),
+            element: self.element.max(other.element),
+        }
+    }
 }
 
 /// What became of a spoiled row.

@@ -13,6 +13,27 @@ pub enum Step {
     Balanced,
 }
 
+/// The share of a row's scale up to which two steps tell the truncation: out there the fourth power of the step is below a
+/// hundredth of its square, in the units in which the derivatives of a row are alike.
+pub(super) const NEAR: f64 = 0.1;
+
+/// The truncation error of `D(h)`, from it and from `D(2h)`; beyond [`NEAR`] from `D(4h)` too.
+///
+/// With `D(h) = a + p + q`, where `p` goes with `h^2` and `q` with `h^4`, `D(2h) - D(h) = 3 p + 15 q`. Of a small step
+/// that is `3 p`. Of a large one it vanishes by chance where `q = -p / 5`, though the error is `4 p / 5` then; and
+/// of several steps the one whose floor is least is taken, which finds such chances. A second difference, `D(4h) - D(2h) =
+/// 12 p + 240 q`, tells the two apart, and each is counted by its size.
+pub(super) fn truncation(narrow: f64, wide: f64, widest: Option<f64>) -> f64 {
+    let first = wide - narrow;
+    let alone = first.abs() / 3.0;
+    let Some(widest) = widest else { return alone };
+    let fourth = (widest - wide - 4.0 * first) / 180.0;
+    let square = first / 3.0 - 5.0 * fourth;
+    // What is not a number stays visible.
+    let both = square.abs() + fourth.abs();
+    if both < alone { alone } else { both }
+}
+
 /// The nearest power of two, on the scale of logarithms.
 pub(super) fn nearest_power_of_two(value: f64) -> f64 {
     value.log2().round().clamp(-1000.0, 1000.0).exp2()
@@ -29,9 +50,37 @@ pub(super) fn balanced(step: f64, sigma: f64, truncation: f64) -> f64 {
 }
 
 /// The step for another look at a difference that was not sharp enough: where truncation cannot be seen, a larger one,
-/// since noise falls with it.
-pub(super) fn sharper(step: f64, sigma: f64, truncation: f64) -> f64 {
-    nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step })
+/// since noise falls with it, as far as a row reaches.
+pub(super) fn sharper(step: f64, sigma: f64, truncation: f64, reach: Reach) -> f64 {
+    let sharper =
+        nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step });
+    sharper.min(reach.farthest)
+}
+
+/// How far an element of a row may be moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reach {
+    near: f64,
+    farthest: f64,
+}
+
+impl Reach {
+    /// Of a row of `len` elements that vary by `scale`.
+    ///
+    /// Moved by `h`, an element adds `h / len` to the mean and `h^2 (len - 1) / len^2` to the variance, so that a function
+    /// of the row's normalized values has a power series in `h` up to `scale len / sqrt(len - 1)`, where the variance
+    /// vanishes in the complex plane. Differences tell their truncation well within that: at a sixth of `scale sqrt(len)`
+    /// its estimate from three quotients was too low by the factor of 2 that a floor grants in none of 42,000 random
+    /// LayerNorms of 2 to 32 elements, at a fourth in four, and beyond a half in one of ten.
+    pub(super) fn of_row(scale: f64, len: usize) -> Self {
+        let farthest = (scale * (len as f64).sqrt() / 6.0).log2().floor().clamp(-1000.0, 1000.0).exp2();
+        Self { near: NEAR * scale, farthest }
+    }
+
+    /// Whether the truncation of a step needs a third quotient.
+    pub(super) fn is_far(&self, step: f64) -> bool {
+        step > self.near
+    }
 }
 
 /// A row whose deviation is below this many roundings is constant but for them: no step would fit between its values.
@@ -60,6 +109,27 @@ mod tests {
         let step = balanced(pilot, noise / pilot, third * pilot * pilot / 6.0);
         assert!((0.9..1.1).contains(&(error(step) / error(0.9 * step))) && error(step) < 1.001 * error(1.1 * step));
         assert!(error(step) < error(0.5 * step) && error(step) < error(2.0 * step));
+    }
+
+    #[test]
+    fn a_step_that_is_not_sharp_enough_grows_as_far_as_its_row_reaches() {
+        let (short, long) = (Reach::of_row(1.0, 4), Reach::of_row(1.0, 1024));
+        assert_eq!(sharper(0.0625, 1e-6, 0.0, short), 0.25);
+        assert_eq!(sharper(0.0625, 1e-6, 0.0, long), 0.5);
+        assert_eq!(sharper(0.5, 1e-6, 0.0, long), 4.0);
+        assert!(long.is_far(0.125) && !long.is_far(0.0625));
+    }
+
+    #[test]
+    fn a_truncation_that_vanishes_by_chance_is_seen_from_a_third_step() {
+        let (a, p, q) = (7.0, -5.0, 1.0);
+        let quotient = |h: f64| a + p * h.powi(2) + q * h.powi(4);
+        let (narrow, wide, widest) = (quotient(1.0), quotient(2.0), quotient(4.0));
+        assert_eq!(truncation(narrow, wide, None), 0.0);
+        assert!((truncation(narrow, wide, Some(widest)) - 6.0).abs() < 1e-12);
+        assert!(truncation(narrow, wide, Some(f64::NAN)).is_nan());
+        // Where the square is all there is, a third step changes nothing.
+        assert_eq!(truncation(1.0, 4.0, Some(16.0)), truncation(1.0, 4.0, None));
     }
 
     #[test]

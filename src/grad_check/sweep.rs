@@ -116,9 +116,9 @@ impl GradCheck {
         let steps = steps::<T>(&scales(problem.input(input), declared.row_len()));
         let mut requests = Vec::new();
         for &step in &steps {
-            requests.extend(elements.iter().map(|&element| Request { input, element, step }));
+            requests.extend(elements.iter().map(|&element| Request { input, element, step, far: false }));
         }
-        let noise = output_noise(&problem, &noise)?;
+        let noise = output_noise(&problem, &noise, input)?;
         problem.expect_forwards(4 * requests.len() as u64);
         let found = differences(&problem, &noise, &requests)?;
         let analytic: Vec<f64> = elements.iter().map(|&element| analytic[element].to_f64()).collect();

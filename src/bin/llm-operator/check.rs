@@ -6,6 +6,7 @@ use crate::layer::explain;
 use crate::npy::{ElementType, FileElement, Input};
 use crate::outputs::Outputs;
 use crate::progress;
+use crate::report::Head;
 use crate::settings::Settings;
 use crate::subject::{Subject, SubjectArguments, quoted};
 use clap::Parser;
@@ -72,11 +73,8 @@ impl Default for Arguments {
 /// What was found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    command: &'static str,
-    /// Where the inputs come from: `generated` or `files`.
-    source: &'static str,
-    /// Where the gradients come from that were judged: the backend, or `files`.
-    gradients: &'static str,
+    #[serde(flatten)]
+    head: Head,
     #[serde(flatten)]
     report: grad_check::Report,
 }
@@ -113,7 +111,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     }
     outputs.commit()?;
     let gradients = if theirs.any() { "files" } else { backend };
-    Ok(Report { command: "check", source: subject.source(), gradients, report })
+    let head = Head { command: "check", source: subject.source(), gradients };
+    Ok(Report { head, report })
 }
 
 /// The first of the inputs with the worst verdict.

@@ -5,6 +5,16 @@ use serde::Serialize;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 
+/// What the result of a check and that of a sweep begin with.
+#[derive(Debug, Serialize)]
+pub(crate) struct Head {
+    pub(crate) command: &'static str,
+    /// Where the inputs come from: `generated` or `files`.
+    pub(crate) source: &'static str,
+    /// Where the gradients come from that were judged: the backend, or `files`.
+    pub(crate) gradients: &'static str,
+}
+
 /// Prints a result, as JSON or as text, with a newline at the end.
 ///
 /// A reader that has gone away (`llm-operator info | head -1`) is no error.

@@ -5,6 +5,7 @@ use crate::layer::explain;
 use crate::npy::{ElementType, FileElement};
 use crate::outputs::Outputs;
 use crate::progress;
+use crate::report::Head;
 use crate::subject::{Subject, SubjectArguments};
 use anyhow::bail;
 use clap::ValueEnum;
@@ -44,11 +45,8 @@ enum Of {
 /// What was found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    command: &'static str,
-    /// Where the inputs come from: `generated` or `files`.
-    source: &'static str,
-    /// The backend whose gradient it is.
-    gradients: &'static str,
+    #[serde(flatten)]
+    head: Head,
     #[serde(flatten)]
     sweep: grad_check::Sweep,
     /// What the curve says.
@@ -93,7 +91,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {
     outputs.commit()?;
     let repeat = format!("llm-operator sweep {} --of {of}", subject.repeat());
     let words = sweep.in_words();
-    Ok(Report { command: "sweep", source: subject.source(), gradients: backend, sweep, words, repeat })
+    let head = Head { command: "sweep", source: subject.source(), gradients: backend };
+    Ok(Report { head, sweep, words, repeat })
 }
 
 fn sweep<T: FileElement>(case: &Case<T>, of: &str) -> anyhow::Result<grad_check::Sweep> {
