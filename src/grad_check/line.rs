@@ -31,7 +31,7 @@ const NODE: f64 = 0.774_596_669_241_483_4;
 const REACHES: [f64; 2] = [0.5, 2.0];
 
 /// Elements of a row that are many. Of 3 and 4 elements the longer line comes near the end of the gradient's power series,
-/// and its error exceeded the floor in one of 150 random LayerNorms; of 6 and more, in none of 20,000.
+/// and its error exceeded the floor in one of 150 random cases of LayerNorm; of 6 and more, in none of 20,000.
 const MANY: usize = 8;
 
 /// Elements that are moved together, because they reach different rows: each with its step.

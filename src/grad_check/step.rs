@@ -71,7 +71,7 @@ impl Reach {
     /// of the row's normalized values has a power series in `h` up to `scale len / sqrt(len - 1)`, where the variance
     /// vanishes in the complex plane. Differences tell their truncation well within that: at a sixth of `scale sqrt(len)`
     /// its estimate from three quotients was too low by the factor of 2 that a floor grants in none of 42,000 random
-    /// LayerNorms of 2 to 32 elements, at a fourth in four, and beyond a half in one of ten.
+    /// rows of LayerNorm of 2 to 32 elements, at a fourth in four, and beyond a half in one of ten.
     pub(super) fn of_row(scale: f64, len: usize) -> Self {
         let farthest = (scale * (len as f64).sqrt() / 6.0).log2().floor().clamp(-1000.0, 1000.0).exp2();
         Self { near: NEAR * scale, farthest }
