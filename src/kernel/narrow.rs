@@ -16,8 +16,9 @@
 //! each loop side by side. Their results are written to a buffer, and from there past the caches where the caller asks for
 //! that.
 //!
-//! Rows that this is not for are left to the scalar code with the others of their eight, and so are the last, fewer than
-//! eight:
+//! Instruction sets chosen at run time have this; the portable backend, for which it would be much to
+//! compile, and the model take the scalar code. Rows that this is not for are left to that, too, with the others of their
+//! eight, and so are the last, fewer than eight:
 //!
 //! - those with a NaN or an infinity, and constant rows without `epsilon`: their `rstd` is not finite;
 //! - in `f64`, those with an element other than 0 outside [2^-128, 2^128], or with such parameters: see below.

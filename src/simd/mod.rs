@@ -27,7 +27,8 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// 8 `f64`.
     type F64: Lanes<f64, Self>;
 
-    /// Whether loops of known length are compiled for the commonest short widths. They give the same bits.
+    /// Whether more than the plainest loops is compiled: of known length for the commonest short width, over eight narrow rows
+    /// at a time, past the caches. They give the same bits.
     const SPECIALIZED: bool;
 
     /// Whether [`Lanes::mul_add`] is known to round once.

@@ -121,7 +121,8 @@ impl<T: Element> Backward<'_, T> {
             self.write_dx(isa, 0..rows, &staged, false);
             return self.close_narrow_group(isa, sums);
         }
-        let are_ordinary = narrow::is_ordinary_epsilon::<T>(epsilon) && narrow::are_ordinary(gamma.unwrap_or(&[]));
+        let are_ordinary =
+            I::SPECIALIZED && narrow::is_ordinary_epsilon::<T>(epsilon) && narrow::are_ordinary(gamma.unwrap_or(&[]));
         let gamma = Gamma::new(if are_ordinary { gamma } else { None });
         let zero = I::F64::splat(isa, 0.0);
         let zeros = [Column::<T, I>::new(isa, zero); NARROW];

@@ -163,7 +163,7 @@ struct Batch<T> {
 }
 
 impl<T: Element> Forward<'_, T> {
-    /// Full batches of the commonest short widths by loops of known length, all other rows by loops over any.
+    /// Full batches of the commonest short width by loops of known length, all other rows by loops over any.
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;

@@ -31,7 +31,8 @@ impl<T: Element> Forward<'_, T> {
             let y = std::mem::take(&mut self.y);
             return self.careful_rows(0..rows, y);
         }
-        let are_ordinary = narrow::is_ordinary_epsilon::<T>(parameters.epsilon)
+        let are_ordinary = I::SPECIALIZED
+            && narrow::is_ordinary_epsilon::<T>(parameters.epsilon)
             && narrow::are_ordinary(parameters.gamma.unwrap_or(&[]))
             && narrow::are_ordinary(parameters.beta.unwrap_or(&[]));
         let zero = I::F64::splat(isa, 0.0);
