@@ -372,8 +372,15 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         // `f64` rows have no wider type to finish in but a pair.
         let variance = I::F64::load(self.isa, &found.variance);
         let variance = <T::Wide as Wide>::Lanes::<I>::new(self.isa, variance).plus(I::F64::splat(self.isa, epsilon));
-        let (with_epsilon, roots) =
-            (stats::values(variance.value()), stats::values(variance.reciprocal_sqrt().value()));
+        let with_epsilon = stats::values(variance.value());
+        let mut roots = stats::values(variance.reciprocal_sqrt().value());
+        let mut finite = true;
+        for i in 0..BATCH {
+            finite &= roots[i].is_finite();
+        }
+        if !finite {
+            scalar_roots::<T>(&found.variance, epsilon, &mut roots);
+        }
         let mut ordinary = true;
         let mut reported_mean = [T::ZERO; BATCH];
         self.batch.mean = found.mean;
@@ -387,6 +394,14 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         self.batch.ordinary = ordinary;
         save(&mut self.forward.mean, first, &reported_mean[..batch]);
         save(&mut self.forward.rstd, first, &self.batch.rstd[..batch]);
+    }
+}
+
+/// `1 / sqrt(variance + epsilon)` of rows near the end of the range, where numbers in lanes overflow on the way.
+#[inline(never)]
+fn scalar_roots<T: Element>(variance: &[f64; BATCH], epsilon: f64, roots: &mut [f64; BATCH]) {
+    for i in 0..BATCH {
+        roots[i] = (T::Wide::new(variance[i]) + T::Wide::new(epsilon)).reciprocal_sqrt().value();
     }
 }
 
