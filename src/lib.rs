@@ -42,7 +42,8 @@
 //!
 //! - y and dx are within 4 units in the last place (ULP) of the row's largest exact value, `rstd` within 4 of its own,
 //!   for rows of any width up to 100,000, where the terms of a result do not all but cancel.
-//!   (`accuracy::ordinary_rows_of_every_width_are_within_the_bounds`, `accuracy::wide_rows_are_within_the_bounds`)
+//!   (`accuracy::ordinary_rows_of_every_width_are_within_the_bounds`, `accuracy::wide_rows_are_within_the_bounds`,
+//!   `accuracy::a_row_of_ten_million_elements_is_within_the_bounds`)
 //! - The same holds near zero and at a mean 1e8 times the deviation.
 //!   (`accuracy::rows_far_from_zero_are_within_the_bounds`)
 //! - dgamma and dbeta are within 8 ULP of their largest, for up to 100,000 rows.
@@ -79,6 +80,12 @@
 //! - The results of one shape have the same bits on any number of threads, whoever else calls at the same time.
 //!   (`threads::any_number_of_threads_gives_the_same_bits`,
 //!   `load::a_hundred_thousand_calls_from_eight_threads_keep_their_bits`)
+//! - Few long rows are shared by several threads, with the bits of one.
+//!   (`threads::long_rows_of_f32_have_the_same_bits_on_any_number_of_threads`,
+//!   `threads::long_rows_of_f64_have_the_same_bits_on_any_number_of_threads`,
+//!   `threads::hard_long_rows_of_f32_have_the_same_bits_on_any_number_of_threads`,
+//!   `threads::hard_long_rows_of_f64_have_the_same_bits_on_any_number_of_threads`,
+//!   `threads::any_gradients_of_long_rows_have_the_same_bits_on_any_number_of_threads`)
 //! - They have the same bits on every backend with fused multiply-add: AVX2, AVX-512, and whatever is built for such a
 //!   target. (`backends::f32_has_the_bits_of_the_model_at_every_width`,
 //!   `backends::f64_has_the_bits_of_the_model_at_every_width`, `backends::hard_rows_have_the_bits_of_the_model`)
@@ -105,6 +112,7 @@
 //! | `kernel` | the arithmetic, once for all instruction sets |
 //! | `simd` | what a register is: portable, AVX2, AVX-512, and the model that they are tested against |
 //! | [`mod@reference`] | the definition, as scalar loops |
+//! | `change` | what a change of outputs does to a loss, in the registers that the CPU has |
 //! | [`grad_check`] | the checker, which knows operations only through a trait |
 //! | [`numpy_random`] | NumPy's random numbers, bit for bit |
 //! | [`roofline`] | the speed of memory |

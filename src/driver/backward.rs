@@ -12,8 +12,8 @@ use crate::kernel::{self, Work};
 use crate::rows::Rows;
 use crate::simd::{BATCH, Backend};
 
-/// Parts that have parameter gradients of their own, at most: a power of two, for as many threads. A part under way has two
-/// more sets, so that no more than 64 are alive at any time.
+/// Parts that have parameter gradients of their own, at most: a power of two, for as many threads. A part under way has three
+/// more sets (of eight rows, of a group of rows, and of what rounding took), so that no more than 64 are alive at any time.
 const PARTS: usize = 16;
 
 /// Bytes of x for which a part is worth its own parameter gradients.
