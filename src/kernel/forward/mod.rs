@@ -163,7 +163,7 @@ struct Batch<T> {
 }
 
 impl<T: Element> Forward<'_, T> {
-    /// Full batches of the commonest short width by loops of known length, all other rows by loops over any.
+    /// Full batches of the commonest short widths by loops of known length, all other rows by loops over any.
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;
@@ -178,6 +178,7 @@ impl<T: Element> Forward<'_, T> {
             let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH;
             match width / T::LANES {
                 4 if is_known => self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full),
+                16 if is_known => self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full),
                 _ => self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full),
             }
         }
@@ -369,17 +370,26 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
         let found = moments.statistics(self.isa, width);
         let epsilon = self.forward.parameters.epsilon;
-        // `f64` rows have no wider type to finish in but a pair.
-        let variance = I::F64::load(self.isa, &found.variance);
-        let variance = <T::Wide as Wide>::Lanes::<I>::new(self.isa, variance).plus(I::F64::splat(self.isa, epsilon));
-        let with_epsilon = stats::values(variance.value());
-        let mut roots = stats::values(variance.reciprocal_sqrt().value());
-        let mut finite = true;
-        for i in 0..BATCH {
-            finite &= roots[i].is_finite();
-        }
-        if !finite {
-            scalar_roots::<T>(&found.variance, epsilon, &mut roots);
+        let (mut roots, mut with_epsilon) = ([0.0; BATCH], [0.0; BATCH]);
+        if T::HAS_WIDE_RANGE {
+            // `f64` rows have no wider type to finish in but a pair.
+            let variance = I::F64::load(self.isa, &found.variance);
+            let variance =
+                <T::Wide as Wide>::Lanes::<I>::new(self.isa, variance).plus(I::F64::splat(self.isa, epsilon));
+            with_epsilon = stats::values(variance.value());
+            roots = stats::values(variance.reciprocal_sqrt().value());
+            let mut finite = true;
+            for i in 0..BATCH {
+                finite &= roots[i].is_finite();
+            }
+            if !finite {
+                scalar_roots::<T>(&found.variance, epsilon, &mut roots);
+            }
+        } else {
+            for i in 0..BATCH {
+                with_epsilon[i] = found.variance[i] + epsilon;
+                roots[i] = 1.0 / with_epsilon[i].sqrt();
+            }
         }
         let mut ordinary = true;
         let mut reported_mean = [T::ZERO; BATCH];
