@@ -3,7 +3,7 @@
 
 mod support;
 
-use llm_operator::{Backend, Element, Streaming};
+use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, Streaming};
 use support::{Case, backends, boundary_widths, is_fused};
 
 fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usize]) {
@@ -91,6 +91,25 @@ fn streaming_changes_no_bit<T: Element>() {
 fn streaming_stores_change_no_bit() {
     streaming_changes_no_bit::<f32>();
     streaming_changes_no_bit::<f64>();
+}
+
+#[test]
+fn dx_alone_with_gamma_has_the_same_bits_streamed_and_not() {
+    for width in [16, 65, 768] {
+        let case = Case::<f32>::random(19, width, true, false, 7);
+        let gamma = case.gamma.as_ref().unwrap();
+        let (mean, rstd) = (vec![0.25; 19], vec![1.5; 19]);
+        for backend in backends() {
+            let [found, expected] = [Streaming::Always, Streaming::Never].map(|streaming| {
+                let mut dx = vec![f32::NAN; case.x.len()];
+                let gradients = GradientsMut { dx: Some(GradientMut::Overwrite(&mut dx)), ..GradientsMut::default() };
+                let layer = LayerNorm::new(width).gamma(gamma).backend(backend).streaming(streaming);
+                layer.backward_into(&case.dy, &case.x, Statistics { mean: &mean, rstd: &rstd }, gradients).unwrap();
+                dx.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            });
+            assert!(found == expected, "{backend:?}, width {width}");
+        }
+    }
 }
 
 /// Runs this program's test of the offsets again, with `LLM_OPERATOR_REQUIRE`.

@@ -371,7 +371,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if MODE == PLAIN { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let (dgamma, dbeta) = match parameter_sums {
-            Some(_) if MODE == FULL && WRITE != NOT_WRITTEN && FUSED => ParameterSums::halves(self.block, width),
+            // Nobody may want the sums: then they stay in the block.
+            _ if MODE == FULL && WRITE != NOT_WRITTEN && FUSED => ParameterSums::halves(self.block, width),
             Some(sums) if MODE == FULL && WRITE != NOT_WRITTEN => sums.of_group(width),
             _ => (&mut [][..], &mut [][..]),
         };
