@@ -26,9 +26,34 @@ impl<T: Element> Kernel for Copy<'_, T> {
     }
 }
 
+/// Results that were written in a nearer cache, on their way to where they belong.
+#[derive(Debug)]
+pub(super) struct Bring<'a, T> {
+    pub(super) staged: &'a [T],
+    /// As many elements.
+    pub(super) target: &'a mut [T],
+    /// Whether to add to what is there.
+    pub(super) accumulate: bool,
+    /// Whether to write past the caches where nothing is added.
+    pub(super) stream: bool,
+}
+
+impl<T: Element> Kernel for Bring<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.accumulate {
+            add_to(isa, self.staged, self.target);
+        } else {
+            copy(isa, self.staged, self.target, self.stream);
+        }
+    }
+}
+
 /// `output = a`; with `stream`, all but the ends past the caches.
 #[inline(always)]
-pub(super) fn copy<T: Element, I: Isa>(isa: I, a: &[T], output: &mut [T], stream: bool) {
+fn copy<T: Element, I: Isa>(isa: I, a: &[T], output: &mut [T], stream: bool) {
     let head = super::misaligned(output);
     let ((a_head, a), (output_head, output)) = (a.split_at(head), output.split_at_mut(head));
     let ((a, a_tail), (output, output_tail)) = (T::chunks(a), T::chunks_mut(output));
@@ -56,7 +81,7 @@ fn add<T: Element, I: Isa>(isa: I, a: &[T], b: &[T], output: &mut [T], stream: b
 
 /// `output += a`.
 #[inline(always)]
-pub(super) fn add_to<T: Element, I: Isa>(isa: I, a: &[T], output: &mut [T]) {
+fn add_to<T: Element, I: Isa>(isa: I, a: &[T], output: &mut [T]) {
     let (a, a_tail) = T::chunks(a);
     let (output, output_tail) = T::chunks_mut(output);
     for (output, a) in output.iter_mut().zip(a) {

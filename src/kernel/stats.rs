@@ -20,6 +20,7 @@
 
 use super::segment;
 use crate::Element;
+use crate::element::Vectorized;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use std::ops::Add;
 
@@ -82,6 +83,56 @@ impl<L: Add<Output = L>> Add for LaneSums<L> {
     fn add(self, other: Self) -> Self {
         Self { sum: self.sum + other.sum, squares: self.squares + other.squares }
     }
+}
+
+/// `N` sums of each row of a batch, lane by lane.
+pub(super) type BatchSums<T, I, const N: usize> = [[<T as Vectorized>::Lanes<I>; BATCH]; N];
+
+/// The same sums over the segments of long rows.
+pub(super) type SegmentTotals<const N: usize> = [[CompensatedSum; BATCH]; N];
+
+/// The end of a segment: its sums are added to those of the segments before, and others started.
+#[derive(Debug)]
+pub(super) struct CloseSegment<'s, T: Element, J: Isa, const N: usize> {
+    pub(super) isa: J,
+    pub(super) sums: &'s mut BatchSums<T, J, N>,
+    pub(super) totals: &'s mut SegmentTotals<N>,
+}
+
+impl<T: Element, J: Isa, const N: usize> Kernel for CloseSegment<'_, T, J, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        for (sums, totals) in self.sums.iter_mut().zip(self.totals) {
+            let part = values(T::Lanes::sums(self.isa, sums));
+            for i in 0..BATCH {
+                totals[i].add(part[i]);
+            }
+            *sums = [T::Lanes::splat(self.isa, T::ZERO); BATCH];
+        }
+    }
+}
+
+/// The sums of whole rows: of their segments where they are long.
+#[inline(always)]
+pub(super) fn of_rows<T: Element, I: Isa, const N: usize>(
+    isa: I,
+    sums: &BatchSums<T, I, N>,
+    totals: Option<&SegmentTotals<N>>,
+) -> [[f64; BATCH]; N] {
+    let mut found = [[0.0; BATCH]; N];
+    for k in 0..N {
+        match totals {
+            Some(totals) => {
+                for i in 0..BATCH {
+                    found[k][i] = totals[k][i].value();
+                }
+            }
+            None => found[k] = values(T::Lanes::sums(isa, &sums[k])),
+        }
+    }
+    found
 }
 
 /// Accumulators for the sums of a row: enough to hide the latency of an addition, few enough for 16 ymm.

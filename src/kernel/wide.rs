@@ -38,6 +38,8 @@ pub(super) fn scaled(value: f64, exponent: i32) -> f64 {
     if exponent == 0 { value } else { scaled_by_steps(value, exponent) }
 }
 
+/// Not inlined: it is seldom taken, and LLVM spends seven seconds on what its loops would become.
+#[inline(never)]
 fn scaled_by_steps(mut value: f64, mut exponent: i32) -> f64 {
     while exponent > 1023 {
         value *= power_of_two(1023);

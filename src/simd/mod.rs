@@ -34,7 +34,8 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// Whether [`Lanes::mul_add`] is known to round once.
     const FUSED: bool;
 
-    /// Runs a kernel compiled for this instruction set.
+    /// Runs a kernel compiled for this instruction set, as a call: a kernel inside of others is compiled once, not once in
+    /// each of them.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     /// Eight registers as rows are turned into the registers of their columns.

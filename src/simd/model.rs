@@ -16,7 +16,7 @@ impl Isa for Model {
     const FUSED: bool = true;
     type F64 = Array<f64, 8>;
 
-    #[inline(always)]
+    #[inline(never)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }

@@ -18,7 +18,7 @@ impl Isa for Portable {
     const FUSED: bool = cfg!(all(target_feature = "avx", target_feature = "fma"));
     type F64 = f64x8;
 
-    #[inline(always)]
+    #[inline(never)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }

@@ -57,13 +57,13 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
         let zero = T::Lanes::splat(isa, T::ZERO);
         let mut gamma = [zero; CHUNKS];
         let [mut dgamma, mut dbeta] = [[zero; CHUNKS]; 2];
-        if MODE != PLAIN {
+        if const { MODE != PLAIN } {
             let chunks = chunks::<T, CHUNKS>(&self.gamma[column..column + len]);
             for n in 0..CHUNKS {
                 gamma[n] = load(&chunks[n]);
             }
         }
-        if MODE == FULL && CONTINUED {
+        if const { MODE == FULL } && CONTINUED {
             let a = chunks::<T, CHUNKS>(&self.dgamma[column..column + len]);
             let b = chunks::<T, CHUNKS>(&self.dbeta[column..column + len]);
             for n in 0..CHUNKS {
@@ -79,14 +79,14 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             for n in 0..CHUNKS {
                 let dy = load(&dy[n]);
                 let (xhat, value) = row.gradient(load(&x[n]), dy, (MODE != PLAIN).then_some(gamma[n]));
-                if MODE == FULL {
+                if const { MODE == FULL } {
                     dgamma[n] = dy.mul_add(xhat, dgamma[n]);
                     dbeta[n] = dbeta[n] + dy;
                 }
-                if WRITE == STREAMED { value.stream(&mut dx[n]) } else { value.store(&mut dx[n]) }
+                if const { WRITE == STREAMED } { value.stream(&mut dx[n]) } else { value.store(&mut dx[n]) }
             }
         }
-        if MODE != FULL {
+        if const { MODE != FULL } {
             return;
         }
         let a = chunks_mut::<T, CHUNKS>(&mut self.dgamma[column..column + len]);
@@ -109,8 +109,8 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
         let (isa, width) = (self.isa, self.width);
         let zero = T::Lanes::splat(isa, T::ZERO);
         let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
-        let gamma = if MODE == PLAIN { None } else { Some(load(&self.gamma[columns.clone()])) };
-        let (mut dgamma, mut dbeta) = if MODE == FULL && CONTINUED {
+        let gamma = if const { MODE == PLAIN } { None } else { Some(load(&self.gamma[columns.clone()])) };
+        let (mut dgamma, mut dbeta) = if const { MODE == FULL } && CONTINUED {
             (load(&self.dgamma[columns.clone()]), load(&self.dbeta[columns.clone()]))
         } else {
             (zero, zero)
@@ -124,7 +124,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             let dx = i * self.dx_stride + columns.start - self.dx_start;
             value.store_tail(&mut self.dx[dx..dx + columns.len()]);
         }
-        if MODE != FULL {
+        if const { MODE != FULL } {
             return;
         }
         let (a, b) = (&mut self.dgamma[columns.clone()], &mut self.dbeta[columns]);

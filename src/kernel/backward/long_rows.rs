@@ -14,9 +14,10 @@ use super::block::Block;
 use super::piece::{Coefficients, Piece, RowSums};
 use super::{Backward, Batch, Counts, FULL, PLAIN, Pipeline, Plan, SCALED};
 use crate::Element;
+use crate::kernel::copy::Bring;
 use crate::kernel::forward::{Parameters, Place};
 use crate::kernel::stats::CompensatedSum;
-use crate::kernel::{NOT_WRITTEN, STORED, copy, room, segment};
+use crate::kernel::{NOT_WRITTEN, STORED, room, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use std::ops::Range;
 
@@ -174,8 +175,7 @@ impl<T: Element> Finish<'_, T> {
             block: &mut [],
             backward: &mut backward,
         };
-        let load = |values: &[f64; BATCH]| I::F64::load(isa, values);
-        pipeline.finish::<0>([load(&of_rows[0]), load(&of_rows[1]), load(&of_rows[2])]);
+        pipeline.finish(of_rows);
         found.0 = pipeline.batch;
     }
 }
@@ -215,22 +215,25 @@ impl<T: Element> Columns<'_, T> {
             block.columns::<STORED, MODE, false>(0..len);
             if let Some((dx, accumulate)) = &mut dx {
                 for i in 0..batch {
-                    bring(isa, &staged[i * tile..][..len], &mut dx[i][start..][..len], *accumulate, is_memory);
+                    isa.run(Bring {
+                        staged: &staged[i * tile..][..len],
+                        target: &mut dx[i][start..][..len],
+                        accumulate: *accumulate,
+                        stream: is_memory,
+                    });
                 }
             }
             for (k, sums) in sums.iter_mut().enumerate() {
                 if let Some((sums, accumulate)) = sums {
-                    let sums = &mut sums[start..][..len];
-                    bring(isa, &staged_sums[k * tile..][..len], sums, *accumulate, is_memory);
+                    isa.run(Bring {
+                        staged: &staged_sums[k * tile..][..len],
+                        target: &mut sums[start..][..len],
+                        accumulate: *accumulate,
+                        stream: is_memory,
+                    });
                 }
             }
         }
         isa.fence();
     }
-}
-
-/// Writes staged elements where they belong, past the caches where those are in memory, or adds them to what is there.
-#[inline(always)]
-fn bring<T: Element, I: Isa>(isa: I, staged: &[T], target: &mut [T], accumulate: bool, is_memory: bool) {
-    if accumulate { copy::add_to(isa, staged, target) } else { copy::copy(isa, staged, target, is_memory) }
 }

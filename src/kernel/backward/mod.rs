@@ -35,9 +35,10 @@ pub(crate) mod long_rows;
 mod narrow;
 mod piece;
 
+use super::copy::Bring;
 use super::forward::{Parameters, Place};
-use super::stats::{self, CompensatedSum};
-use super::{NOT_WRITTEN, STORED, STREAMED, careful, copy, reduce, room};
+use super::stats::{self, BatchSums, CloseSegment, SegmentTotals};
+use super::{NOT_WRITTEN, STORED, STREAMED, careful, reduce, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use block::Block;
@@ -206,7 +207,7 @@ impl Plan {
     /// As in forward.
     #[inline(always)]
     fn known<T: Element, const CHUNKS: usize>(self) -> Self {
-        if CHUNKS > 0 {
+        if const { CHUNKS > 0 } {
             Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES, staged: CHUNKS * T::LANES }
         } else {
             self
@@ -252,10 +253,15 @@ impl<T: Element> Backward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH && MODE != SCALED;
-            match width / T::LANES {
-                4 if is_known => self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block),
-                _ => self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block),
+            // Rows that lie anywhere in memory do not come that often.
+            let is_known = const {
+                let is_seldom = MODE == SCALED || MODE == FULL && WRITE == STORED && FUSED;
+                I::SPECIALIZED && !T::HAS_WIDE_RANGE && !is_seldom
+            };
+            if is_known && width == 4 * T::LANES && plan.batch == BATCH {
+                self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
+            } else {
+                self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
             }
         }
         if let Some(sums) = &mut self.sums {
@@ -294,23 +300,27 @@ impl<T: Element> Backward<'_, T> {
         let batch = Batch { rows: Coefficients::default(), is_ordinary: [true; BATCH], ordinary: true };
         let mut pipeline = Pipeline { isa, plan, rows, batch, staged, counts, block, backward: self };
         if FUSED {
-            isa.run(Step::<_, _, NOT_WRITTEN, true, MODE, FUSED>(&mut pipeline, 0..0));
+            pipeline.sums::<MODE>();
             while !pipeline.rows.is_empty() {
                 if pipeline.batch.ordinary {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
                 } else {
-                    pipeline.careful_batch::<WRITE, MODE, FUSED>();
-                    isa.run(Step::<_, _, NOT_WRITTEN, true, MODE, FUSED>(&mut pipeline, 0..0));
+                    isa.run(CarefulBatch::<_, _, WRITE, MODE, FUSED>(&mut pipeline));
+                    pipeline.sums::<MODE>();
                 }
             }
-            pipeline.careful_batch::<WRITE, MODE, FUSED>();
+            isa.run(CarefulBatch::<_, _, WRITE, MODE, FUSED>(&mut pipeline));
         } else {
             while !pipeline.rows.is_empty() {
-                pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE, FUSED>(0..0);
-                if pipeline.batch.ordinary {
+                if const { CHUNKS > 0 } {
+                    pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE, FUSED>(0..0);
+                } else {
+                    pipeline.sums::<MODE>();
+                }
+                if const { CHUNKS > 0 } && pipeline.batch.ordinary {
                     pipeline.step::<CHUNKS, WRITE, false, MODE, FUSED>(0..plan.batch);
                 } else {
-                    pipeline.careful_batch::<WRITE, MODE, FUSED>();
+                    isa.run(CarefulBatch::<_, _, WRITE, MODE, FUSED>(&mut pipeline));
                 }
             }
         }
@@ -353,6 +363,43 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const
     }
 }
 
+/// [`Pipeline::careful_batch`] as a function of its own.
+#[derive(Debug)]
+struct CarefulBatch<'p, 'f, 'a, T, J, const WRITE: u8, const MODE: u8, const FUSED: bool>(
+    &'p mut Pipeline<'f, 'a, T, J>,
+);
+
+impl<T: Element, J: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool> Kernel
+    for CarefulBatch<'_, '_, '_, T, J, WRITE, MODE, FUSED>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.0.careful_batch::<WRITE, MODE, FUSED>();
+    }
+}
+
+/// [`Pipeline::finish`] as a function of its own.
+#[derive(Debug)]
+struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
+    pipeline: &'p mut Pipeline<'f, 'a, T, J>,
+    /// `sum(g)`, `sum(h)` and `sum(g * h)`.
+    sums: &'p BatchSums<T, J, 3>,
+    /// Of long rows.
+    totals: Option<&'p SegmentTotals<3>>,
+}
+
+impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let sums = stats::of_rows::<T, J, 3>(self.pipeline.isa, self.sums, self.totals);
+        self.pipeline.finish(sums);
+    }
+}
+
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Writes the gradients of the rows `written` of a batch, where `WRITE` says so, and takes the sums of the next, where
     /// `SUM` does.
@@ -366,14 +413,14 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let is_long = CHUNKS == 0 && width > super::segment::<T>();
         let next = self.rows.start;
         // In the first step there is no batch before.
-        let first = if WRITE == NOT_WRITTEN { next } else { next - batch };
+        let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
         let is_staged = !self.staged.is_empty();
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
-        let gamma = if MODE == PLAIN { &[] } else { parameters.gamma.unwrap_or(&[]) };
+        let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let (dgamma, dbeta) = match parameter_sums {
             // Nobody may want the sums: then they stay in the block.
-            _ if MODE == FULL && WRITE != NOT_WRITTEN && FUSED => ParameterSums::halves(self.block, width),
-            Some(sums) if MODE == FULL && WRITE != NOT_WRITTEN => sums.of_group(width),
+            _ if const { MODE == FULL } && WRITE != NOT_WRITTEN && FUSED => ParameterSums::halves(self.block, width),
+            Some(sums) if const { MODE == FULL } && WRITE != NOT_WRITTEN => sums.of_group(width),
             _ => (&mut [][..], &mut [][..]),
         };
         let span = |row: usize, is_used: bool| if is_used { row * width..(row + batch) * width } else { 0..0 };
@@ -385,16 +432,16 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let about = if SUM { (&mean[next..][..batch], &rstd[next..][..batch]) } else { (&[][..], &[][..]) };
 
         let zero = [T::Lanes::splat(isa, T::ZERO); BATCH];
-        let [mut sum_g, mut sum_h, mut product] = [zero; 3];
-        let mut totals = [[CompensatedSum::default(); BATCH]; 3];
+        let mut sums = [zero; 3];
+        let mut totals = SegmentTotals::default();
         for start in (0..width).step_by(tile) {
             let end = width.min(start + tile);
             if SUM {
                 for i in 0..batch {
                     let here = i * width + start..i * width + end;
-                    let written = if WRITE == NOT_WRITTEN { 0..0 } else { here.clone() };
+                    let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { here.clone() };
                     let has_sums = MODE == FULL && WRITE != NOT_WRITTEN;
-                    let ahead = if WRITE == NOT_WRITTEN {
+                    let ahead = if const { WRITE == NOT_WRITTEN } {
                         0..0
                     } else {
                         let ahead = (next * width + here.start + Plan::AHEAD * T::LANES).min(x.len() - (end - start));
@@ -408,7 +455,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                             (true, false) => &mut self.staged[written.clone()],
                             (false, _) => &mut dx[written.clone()],
                         },
-                        gamma: if MODE == PLAIN { &[] } else { &gamma[start..end] },
+                        gamma: if const { MODE == PLAIN } { &[] } else { &gamma[start..end] },
                         dgamma: if has_sums { &mut dgamma[start..end] } else { &mut [] },
                         dbeta: if has_sums { &mut dbeta[start..end] } else { &mut [] },
                         summed_x: &summed_x[here.clone()],
@@ -417,12 +464,17 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                         ahead_dy: &dy[ahead],
                     };
                     let about = [T::Lanes::splat(isa, about.0[i]), T::Lanes::splat(isa, about.1[i])];
-                    let row = self.batch.rows.splat(isa, i);
-                    let sums = RowSums { g: sum_g[i], h: sum_h[i], product: product[i] };
-                    let sums = piece.run::<I, WRITE, MODE>(isa, row, about, sums);
-                    (sum_g[i], sum_h[i], product[i]) = (sums.g, sums.h, sums.product);
-                    if WRITE != NOT_WRITTEN && is_staged && staged < width && !dx.is_empty() {
-                        put(isa, &self.staged[..end - start], &mut dx[written], accumulate);
+                    let coefficients = self.batch.rows.splat(isa, i);
+                    let row = RowSums { g: sums[0][i], h: sums[1][i], product: sums[2][i] };
+                    let row = piece.run::<I, WRITE, MODE>(isa, coefficients, about, row);
+                    [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.h, row.product];
+                    if const { WRITE != NOT_WRITTEN } && is_staged && staged < width && !dx.is_empty() {
+                        isa.run(Bring {
+                            staged: &self.staged[..end - start],
+                            target: &mut dx[written],
+                            accumulate,
+                            stream: true,
+                        });
                     }
                 }
             } else {
@@ -443,40 +495,39 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 block.columns::<WRITE, MODE, FUSED>(start..end);
                 if is_staged && staged < width && !dx.is_empty() {
                     for i in written.clone() {
-                        let dx = &mut dx[i * width + start..i * width + end];
-                        put(isa, &self.staged[i * staged..][..end - start], dx, accumulate);
+                        let target = &mut dx[i * width + start..i * width + end];
+                        let staged = &self.staged[i * staged..][..end - start];
+                        isa.run(Bring { staged, target, accumulate, stream: true });
                     }
                 }
             }
             if SUM && is_long && (end == width || end.is_multiple_of(super::segment::<T>())) {
-                for (k, sums) in [&sum_g, &sum_h, &product].into_iter().enumerate() {
-                    let part = stats::values(T::Lanes::sums(isa, sums));
-                    for i in 0..BATCH {
-                        totals[k][i].add(part[i]);
-                    }
-                }
-                [sum_g, sum_h, product] = [zero; 3];
+                isa.run(CloseSegment::<T, I, 3> { isa, sums: &mut sums, totals: &mut totals });
             }
         }
-        if WRITE != NOT_WRITTEN {
+        if const { WRITE != NOT_WRITTEN } {
             if is_staged && staged == width && !dx.is_empty() {
                 let here = written.start * width..written.end * width;
-                put(isa, &self.staged[here.clone()], &mut dx[here], accumulate);
+                isa.run(Bring { staged: &self.staged[here.clone()], target: &mut dx[here], accumulate, stream: true });
             }
-            if MODE == FULL {
+            if const { MODE == FULL } {
                 self.counts.is_pending = FUSED;
                 self.count_rows::<FUSED>(written.len());
             }
         }
         if SUM {
-            let sums = if is_long {
-                let load = |totals: [CompensatedSum; BATCH]| I::F64::load(isa, &totals.map(CompensatedSum::value));
-                [load(totals[0]), load(totals[1]), load(totals[2])]
-            } else {
-                [T::Lanes::sums(isa, &sum_g), T::Lanes::sums(isa, &sum_h), T::Lanes::sums(isa, &product)]
-            };
-            self.finish::<CHUNKS>(sums);
+            isa.run(Finish { pipeline: self, sums: &sums, totals: is_long.then_some(&totals) });
             self.rows.start += batch;
+        }
+    }
+
+    /// Takes the sums of the next batch: one function for all modes with gamma, and one for that without.
+    #[inline(always)]
+    fn sums<const MODE: u8>(&mut self) {
+        if const { MODE == PLAIN } {
+            self.isa.run(Step::<_, _, NOT_WRITTEN, true, PLAIN, false>(self, 0..0));
+        } else {
+            self.isa.run(Step::<_, _, NOT_WRITTEN, true, SCALED, false>(self, 0..0));
         }
     }
 
@@ -508,15 +559,17 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
 
     /// What the gradients of the batch are made of.
     #[inline(always)]
-    fn finish<const CHUNKS: usize>(&mut self, [sum_g, sum_h, sum_product]: [I::F64; 3]) {
+    fn finish(&mut self, [sum_g, sum_h, sum_product]: [[f64; BATCH]; 3]) {
         let isa = self.isa;
-        let Plan { width, batch, .. } = self.plan.known::<T, CHUNKS>();
+        let Plan { width, batch, .. } = self.plan;
         let first = self.rows.start;
         let (mut mean, mut rstd) = ([T::ZERO; BATCH], [T::from_f64(1.0); BATCH]);
         mean[..batch].copy_from_slice(&self.backward.mean[first..first + batch]);
         rstd[..batch].copy_from_slice(&self.backward.rstd[first..first + batch]);
         let per_element = I::F64::splat(isa, 1.0 / width as f64);
         let minus_per_element = I::F64::splat(isa, -1.0 / width as f64);
+        let load = |values: &[f64; BATCH]| I::F64::load(isa, values);
+        let (sum_g, sum_h, sum_product) = (load(&sum_g), load(&sum_h), load(&sum_product));
         let product = sum_product - sum_h * per_element * sum_g;
         self.batch.rows = Coefficients {
             mean,
@@ -560,7 +613,12 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 while end < batch && self.batch.is_ordinary[end] {
                     end += 1;
                 }
-                isa.run(Step::<_, _, WRITE, false, MODE, FUSED>(self, start..end));
+                if const { MODE == FULL } {
+                    isa.run(Step::<_, _, WRITE, false, MODE, FUSED>(self, start..end));
+                } else {
+                    // Without sums it is the same.
+                    isa.run(Step::<_, _, WRITE, false, MODE, false>(self, start..end));
+                }
             } else {
                 let row = self.rows.start - batch + start;
                 let span = row * width..(row + 1) * width;
@@ -571,17 +629,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     sums: sums.as_mut().map(|sums| sums.of_group(width)),
                 };
                 rescued_row(parameters, &x[span.clone()], &dy[span], targets);
-                if MODE == FULL {
+                if const { MODE == FULL } {
                     self.count_rows::<FUSED>(1);
                 }
             }
             start = end;
         }
     }
-}
-
-/// Brings staged elements of dx where they belong.
-#[inline(always)]
-fn put<T: Element, I: Isa>(isa: I, staged: &[T], dx: &mut [T], accumulate: bool) {
-    if accumulate { copy::add_to(isa, staged, dx) } else { copy::copy(isa, staged, dx, true) }
 }

@@ -7,7 +7,7 @@ use super::careful_rows::{add_sums, careful_row};
 use super::{Backward, GROUP};
 use crate::Element;
 use crate::kernel::careful::NARROW;
-use crate::kernel::copy;
+use crate::kernel::copy::Bring;
 use crate::kernel::forward::Parameters;
 use crate::kernel::forward::Place;
 use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics, TOGETHER};
@@ -169,10 +169,8 @@ impl<T: Element> Backward<'_, T> {
         let width = self.parameters.width;
         let staged = &staged[..rows.len() * width];
         let span = rows.start * width..rows.end * width;
-        match &mut self.dx {
-            Some((dx, true)) => copy::add_to(isa, staged, &mut dx[span]),
-            Some((dx, false)) => copy::copy(isa, staged, &mut dx[span], streams),
-            None => {}
+        if let Some((dx, accumulate)) = &mut self.dx {
+            isa.run(Bring { staged, target: &mut dx[span], accumulate: *accumulate, stream: streams });
         }
     }
 

@@ -183,7 +183,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
         // Loads before stores: where all arrays are at the same distance from a multiple of 4 KiB, a load after a store to
         // the same distance would wait for it.
         let terms = Terms::new(self.about, load(&summed_x[k]), load(&summed_dy[k]), gamma);
-        if WRITE != NOT_WRITTEN {
+        if const { WRITE != NOT_WRITTEN } {
             let dy = load(&dy[k]);
             let (xhat, value) = self.coefficients.gradient(load(&x[k]), dy, gamma);
             let [dx, dgamma, dbeta] = &mut arrays.written;
@@ -194,7 +194,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
                 sums.1.store(dbeta);
             }
             let dx = &mut dx[k];
-            if WRITE == STREAMED { value.stream(dx) } else { value.store(dx) }
+            if const { WRITE == STREAMED } { value.stream(dx) } else { value.store(dx) }
         }
         terms
     }
@@ -211,7 +211,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
             let x = T::Lanes::load_tail(self.isa, summed_x, self.about[0]);
             *sums = sums.plus(Terms::new(self.about, x, load(summed_dy), gamma));
         }
-        if WRITE != NOT_WRITTEN && !x.is_empty() {
+        if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
             let [dx, dgamma, dbeta] = arrays.written;
             let dy = load(dy);
             let (xhat, value) = self.coefficients.gradient(load(x), dy, gamma);

@@ -17,8 +17,9 @@
 use super::piece::{Coefficients, Piece};
 use super::{Batch, Forward, Parameters, Pipeline, Place, Plan};
 use crate::Element;
+use crate::kernel::copy::Bring;
 use crate::kernel::stats::{self, CompensatedSum, LaneSums, Moments};
-use crate::kernel::{NOT_WRITTEN, STORED, copy, room, segment};
+use crate::kernel::{NOT_WRITTEN, STORED, room, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
 /// A step.
@@ -147,7 +148,7 @@ impl<T: Element> Finish<'_, T> {
             staged: &mut [],
             forward: &mut forward,
         };
-        pipeline.finish::<0>(moments);
+        pipeline.finish(moments);
         found.0 = pipeline.batch;
     }
 }
@@ -187,7 +188,7 @@ impl<T: Element> Columns<'_, T> {
                 let zero = LaneSums::zero(isa);
                 piece.run::<I, STORED, false, AFFINE, true>(isa, coefficients, zero.sum, zero);
                 if streams {
-                    copy::copy(isa, &staged[..len], y, true);
+                    isa.run(Bring { staged: &staged[..len], target: y, accumulate: false, stream: true });
                 }
             }
         }

@@ -13,10 +13,11 @@ mod narrow;
 mod piece;
 
 use super::careful::{self, CarefulRow};
-use super::stats::{self, CompensatedSum, LaneSums, Moments, TakeAgain};
+use super::copy::Bring;
+use super::stats::{self, BatchSums, CloseSegment, LaneSums, Moments, SegmentTotals, TakeAgain};
 use super::wide::Wide;
 use super::wide_lanes::WideLanes;
-use super::{NOT_WRITTEN, STORED, STREAMED, copy, room};
+use super::{NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use piece::{Coefficients, Piece};
@@ -128,7 +129,11 @@ impl Plan {
     /// loops over short rows then have no loop left in them.
     #[inline(always)]
     fn known<T: Element, const CHUNKS: usize>(self) -> Self {
-        if CHUNKS > 0 { Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES } } else { self }
+        if const { CHUNKS > 0 } {
+            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES }
+        } else {
+            self
+        }
     }
 
     /// Whether rows go as a whole.
@@ -175,11 +180,13 @@ impl<T: Element> Forward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            let is_known = I::SPECIALIZED && width.is_multiple_of(T::LANES) && plan.batch == BATCH;
-            match width / T::LANES {
-                4 if is_known => self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full),
-                16 if is_known => self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full),
-                _ => self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full),
+            let is_known = const { I::SPECIALIZED && !T::HAS_WIDE_RANGE };
+            if is_known && width == 4 * T::LANES && plan.batch == BATCH {
+                self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full);
+            } else if is_known && width == 16 * T::LANES && plan.batch == BATCH {
+                self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full);
+            } else {
+                self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full);
             }
         }
     }
@@ -203,7 +210,7 @@ impl<T: Element> Forward<'_, T> {
             (true, false) => room(&mut buffer, plan.tile),
         };
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, forward: self };
-        isa.run(Step::<_, _, NOT_WRITTEN, true, false, AHEAD>(&mut pipeline));
+        isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));
         while !pipeline.rows.is_empty() {
             pipeline.step::<CHUNKS, WRITE, true, AFFINE, AHEAD>();
         }
@@ -263,6 +270,27 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
     }
 }
 
+/// [`Pipeline::finish`] as a function of its own.
+#[derive(Debug)]
+struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
+    pipeline: &'p mut Pipeline<'f, 'a, T, J>,
+    pilots: [T; BATCH],
+    /// `sum(d)` and `sum(d * d)`.
+    sums: &'p BatchSums<T, J, 2>,
+    /// Of long rows.
+    totals: Option<&'p SegmentTotals<2>>,
+}
+
+impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let [sum, squares] = stats::of_rows::<T, J, 2>(self.pipeline.isa, self.sums, self.totals);
+        self.pipeline.finish(Moments { pilot: self.pilots, sum, squares });
+    }
+}
+
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Normalizes a batch, where `WRITE` says so, and takes the moments of the next, where `SUM` does.
     #[inline(always)]
@@ -273,17 +301,17 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let is_long = CHUNKS == 0 && width > super::segment::<T>();
         let next = self.rows.start;
         // In the first step there is no batch before.
-        let first = if WRITE == NOT_WRITTEN { next } else { next - batch };
+        let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
         let is_staged = !self.staged.is_empty();
         let Forward { parameters, x, y, .. } = &mut *self.forward;
         let following = if self.rows.len() > batch { &x[(next + batch) * width..][..batch * width] } else { &[] };
         let summed = if SUM { &x[next * width..][..batch * width] } else { &[] };
-        let written = if WRITE == NOT_WRITTEN { 0..0 } else { first * width..(first + batch) * width };
+        let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { first * width..(first + batch) * width };
         let (written_x, y) = (&x[written.clone()], &mut y[written]);
         let (gamma, beta) = (parameters.gamma.unwrap_or(&[]), parameters.beta.unwrap_or(&[]));
         let zero = T::Lanes::splat(isa, T::ZERO);
-        let [mut sum, mut squares] = [[zero; BATCH]; 2];
-        let mut of_segments = [[CompensatedSum::default(); BATCH]; 2];
+        let mut sums = [[zero; BATCH]; 2];
+        let mut totals = SegmentTotals::default();
         let pilots = if SUM { stats::pilots(isa, summed, width) } else { [T::ZERO; BATCH] };
         if AHEAD {
             stats::prefetch_pilots(isa, following, width);
@@ -297,7 +325,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 let ahead = plan.ahead::<T>(next, i, start);
                 let place = i * width + start;
                 let piece = Piece {
-                    x: if WRITE == NOT_WRITTEN { &[] } else { &written_x[place..][..len] },
+                    x: if const { WRITE == NOT_WRITTEN } { &[] } else { &written_x[place..][..len] },
                     y: match (WRITE, is_staged, plan.is_whole()) {
                         (NOT_WRITTEN, ..) => &mut [],
                         (_, true, true) => &mut self.staged[i * width..][..width],
@@ -315,26 +343,21 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     minus_shift: T::Lanes::splat(isa, self.batch.minus_shift[i]),
                 };
                 let about = T::Lanes::splat(isa, pilots[i]);
-                let sums = LaneSums { sum: sum[i], squares: squares[i] };
-                let sums = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, sums);
-                (sum[i], squares[i]) = (sums.sum, sums.squares);
-                if WRITE != NOT_WRITTEN && is_staged && !plan.is_whole() {
-                    copy::copy(isa, &self.staged[..len], &mut y[place..][..len], true);
+                let row = LaneSums { sum: sums[0][i], squares: sums[1][i] };
+                let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row);
+                [sums[0][i], sums[1][i]] = [row.sum, row.squares];
+                if const { WRITE != NOT_WRITTEN } && is_staged && !plan.is_whole() {
+                    let target = &mut y[place..][..len];
+                    isa.run(Bring { staged: &self.staged[..len], target, accumulate: false, stream: true });
                 }
             }
             if SUM && is_long && (end == width || end.is_multiple_of(super::segment::<T>())) {
-                let parts = [stats::values(T::Lanes::sums(isa, &sum)), stats::values(T::Lanes::sums(isa, &squares))];
-                for k in 0..2 {
-                    for i in 0..BATCH {
-                        of_segments[k][i].add(parts[k][i]);
-                    }
-                }
-                [sum, squares] = [[zero; BATCH]; 2];
+                isa.run(CloseSegment::<T, I, 2> { isa, sums: &mut sums, totals: &mut totals });
             }
         }
-        if WRITE != NOT_WRITTEN {
+        if const { WRITE != NOT_WRITTEN } {
             if is_staged && plan.is_whole() {
-                copy::copy(isa, self.staged, y, true);
+                isa.run(Bring { staged: self.staged, target: y, accumulate: false, stream: true });
             }
             if !self.batch.ordinary {
                 if WRITE == STREAMED || is_staged {
@@ -345,20 +368,15 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             }
         }
         if SUM {
-            let [sum, squares] = if is_long {
-                of_segments.map(|totals| totals.map(CompensatedSum::value))
-            } else {
-                [stats::values(T::Lanes::sums(isa, &sum)), stats::values(T::Lanes::sums(isa, &squares))]
-            };
-            self.finish::<CHUNKS>(Moments { pilot: pilots, sum, squares });
+            isa.run(Finish { pipeline: self, pilots, sums: &sums, totals: is_long.then_some(&totals) });
             self.rows.start += batch;
         }
     }
 
     /// What the batch is to be normalized by; its statistics are saved where they are wanted.
     #[inline(always)]
-    fn finish<const CHUNKS: usize>(&mut self, mut moments: Moments<T>) {
-        let Plan { width, batch, .. } = self.plan.known::<T, CHUNKS>();
+    fn finish(&mut self, mut moments: Moments<T>) {
+        let Plan { width, batch, .. } = self.plan;
         let first = self.rows.start;
         for i in batch..BATCH {
             // No row, but an ordinary one.

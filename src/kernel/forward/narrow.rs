@@ -3,7 +3,7 @@
 use super::{Forward, Place, careful_row, save};
 use crate::Element;
 use crate::kernel::careful::NARROW;
-use crate::kernel::copy;
+use crate::kernel::copy::Bring;
 use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics, TOGETHER};
 use crate::kernel::wide_lanes::WideLanes;
 use crate::simd::{BATCH, Isa, Lanes};
@@ -50,7 +50,8 @@ impl<T: Element> Forward<'_, T> {
             }
             let done = start + batches * BATCH;
             self.careful_rows(done..end, &mut staged[(done - start) * width..]);
-            copy::copy(isa, &staged[..(end - start) * width], &mut self.y[start * width..end * width], streams);
+            let target = &mut self.y[start * width..end * width];
+            isa.run(Bring { staged: &staged[..(end - start) * width], target, accumulate: false, stream: streams });
         }
         if streams {
             isa.fence();

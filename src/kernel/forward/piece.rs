@@ -68,13 +68,13 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
         if SUM {
             *sums = sums.plus(load(&summed[k]) - self.pilot);
         }
-        if WRITE != NOT_WRITTEN {
+        if const { WRITE != NOT_WRITTEN } {
             let mut value = self.coefficients.normalized(load(&x[k]));
             if AFFINE {
                 value = value.mul_add(load(&gamma[k]), load(&beta[k]));
             }
             let y = &mut streams.written[0][k];
-            if WRITE == STREAMED { value.stream(y) } else { value.store(y) }
+            if const { WRITE == STREAMED } { value.stream(y) } else { value.store(y) }
         }
     }
 
@@ -86,7 +86,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
         if SUM && !summed.is_empty() {
             *sums = sums.plus(T::Lanes::load_tail(self.isa, summed, self.pilot) - self.pilot);
         }
-        if WRITE != NOT_WRITTEN && !x.is_empty() {
+        if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
             let load = |values: &[T]| T::Lanes::load_tail(self.isa, values, self.coefficients.mean);
             let mut value = self.coefficients.normalized(load(x));
             if AFFINE {

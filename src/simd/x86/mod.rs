@@ -32,6 +32,7 @@ macro_rules! token {
             #[inline]
             fn run<K: Kernel>(self, kernel: K) -> K::Output {
                 $(#[target_feature(enable = $feature)])*
+                #[inline(never)]
                 fn enter<K: Kernel>(isa: $token, kernel: K) -> K::Output {
                     kernel.run(isa)
                 }
