@@ -1,5 +1,6 @@
 //! The number types that the kernels take, and what each is computed in.
 
+use crate::grad_check::Checked;
 use crate::kernel::Work;
 use crate::kernel::wide::{Double, Wide};
 use crate::simd::{Backend, Isa, Lanes};
@@ -20,9 +21,19 @@ use crate::simd::{Backend, Isa, Lanes};
 /// }
 /// assert_eq!(rms(&[3.0_f32, -3.0]), 3.0);
 /// ```
-#[expect(private_bounds, reason = "the private bound is what seals the trait")]
+#[expect(private_bounds, reason = "the private bounds are what seals the trait")]
 pub trait Element:
-    Vectorized + Copy + Default + PartialEq + PartialOrd + std::fmt::Debug + std::fmt::Display + Send + Sync + 'static
+    Vectorized
+    + Checked
+    + Copy
+    + Default
+    + PartialEq
+    + PartialOrd
+    + std::fmt::Debug
+    + std::fmt::Display
+    + Send
+    + Sync
+    + 'static
 {
     /// The type's name: `f32` or `f64`.
     const NAME: &'static str;

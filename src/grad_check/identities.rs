@@ -60,6 +60,18 @@ pub fn layer_norm_identities<T: Element>(
     dx: &ArrayD<T>,
     parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
 ) -> Vec<Identity> {
+    T::layer_norm_identities(x, gamma, dy, epsilon, dx, parameters)
+}
+
+/// [`layer_norm_identities`].
+pub(super) fn of_layer_norm<T: Element>(
+    x: &ArrayD<T>,
+    gamma: Option<&ArrayD<T>>,
+    dy: &ArrayD<T>,
+    epsilon: f64,
+    dx: &ArrayD<T>,
+    parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
+) -> Vec<Identity> {
     let width = x.shape().last().copied().unwrap_or(1).max(1);
     let granted_to_row = granted::<T>(width);
     let dx = dx.as_standard_layout();
@@ -128,6 +140,16 @@ pub fn layer_norm_identities<T: Element>(
 /// assert_eq!(dbeta, [1.5]);
 /// ```
 pub fn layer_norm_terms<T: Element>(
+    x: &ArrayD<T>,
+    gamma: Option<&ArrayD<T>>,
+    dy: &ArrayD<T>,
+    epsilon: f64,
+) -> [Vec<f64>; 3] {
+    T::layer_norm_terms(x, gamma, dy, epsilon)
+}
+
+/// [`layer_norm_terms`].
+pub(super) fn terms<T: Element>(
     x: &ArrayD<T>,
     gamma: Option<&ArrayD<T>>,
     dy: &ArrayD<T>,

@@ -112,6 +112,7 @@ mod assert;
 mod block;
 mod clock;
 mod columns;
+mod compiled;
 mod components;
 mod directional;
 mod error;
@@ -143,6 +144,8 @@ mod text;
 mod verdict;
 mod workers;
 
+pub(crate) use compiled::Checked;
+
 pub use assert::{DEFAULT_SEED, assert_pass, random_inputs};
 pub use error::{Call, CheckError, Probe, Stage};
 pub use function::Function;
@@ -155,6 +158,3 @@ pub use run::{Budget, Given, GradCheck, Mode};
 pub use step::Step;
 pub use sweep::{Conclusion, Sweep, SweepPoint};
 pub use verdict::{Tolerance, Verdict};
-
-#[cfg(test)]
-mod tests;

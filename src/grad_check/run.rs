@@ -192,8 +192,7 @@ impl GradCheck {
         inputs: &[ArrayD<T>],
         dy: &ArrayD<T>,
     ) -> Result<Report, CheckError> {
-        let problem = self.problem(operation, inputs, dy)?;
-        self.judge_all(&problem, None)
+        T::check(self, operation, inputs, dy, None)
     }
 
     /// Judges gradients that were computed elsewhere, one for each input or `None`, against differences of the
@@ -209,14 +208,7 @@ impl GradCheck {
         dy: &ArrayD<T>,
         gradients: &[Option<Given>],
     ) -> Result<Report, CheckError> {
-        let problem = self.problem(operation, inputs, dy)?;
-        check_count("gradients", problem.declared.len(), gradients.len())?;
-        for (given, input) in gradients.iter().zip(&problem.declared) {
-            if let Some(given) = given {
-                check_shape(&format!("gradient of {}", input.name), &input.shape, given.gradient.shape())?;
-            }
-        }
-        self.judge_all(&problem, Some(gradients.to_vec()))
+        T::check(self, operation, inputs, dy, Some(gradients))
     }
 
     pub(super) fn problem<'a, T: Element>(
@@ -305,6 +297,26 @@ impl GradCheck {
             timing: None,
         }
     }
+}
+
+/// [`GradCheck::run`] and [`GradCheck::judge`].
+pub(super) fn check<T: Element>(
+    check: &GradCheck,
+    operation: &dyn Operation<T>,
+    inputs: &[ArrayD<T>],
+    dy: &ArrayD<T>,
+    given: Option<&[Option<Given>]>,
+) -> Result<Report, CheckError> {
+    let problem = check.problem(operation, inputs, dy)?;
+    if let Some(gradients) = given {
+        check_count("gradients", problem.declared.len(), gradients.len())?;
+        for (given, input) in gradients.iter().zip(&problem.declared) {
+            if let Some(given) = given {
+                check_shape(&format!("gradient of {}", input.name), &input.shape, given.gradient.shape())?;
+            }
+        }
+    }
+    check.judge_all(&problem, given.map(<[_]>::to_vec))
 }
 
 /// What a broken property says.

@@ -104,33 +104,44 @@ impl GradCheck {
         dy: &ArrayD<T>,
         input: usize,
     ) -> Result<Sweep, CheckError> {
-        let problem = self.problem(operation, inputs, dy)?;
-        let Some(declared) = problem.declared.get(input) else {
-            let found = format!("input {input} of {}", problem.declared.len());
-            return Err(CheckError::Setting { setting: "input", expected: "the number of an input", found });
-        };
-        let analytic = problem.backward(&problem.inputs, &problem.upstream)?.swap_remove(input);
-        let analytic = analytic.as_slice().unwrap_or_default();
-        let noise = noise::measure(&problem, false, None)?;
-        let elements = spread(analytic.len(), COMPONENTS);
-        let steps = steps::<T>(&scales(problem.input(input), declared.row_len()));
-        let mut requests = Vec::new();
-        for &step in &steps {
-            requests.extend(elements.iter().map(|&element| Request { input, element, step, far: false }));
-        }
-        let noise = output_noise(&problem, &noise, input)?;
-        problem.expect_forwards(4 * requests.len() as u64);
-        let found = differences(&problem, &noise, &requests)?;
-        let analytic: Vec<f64> = elements.iter().map(|&element| analytic[element].to_f64()).collect();
-        let curve = found.chunks(elements.len().max(1)).map(|found| Rms::of(found, &analytic)).collect::<Vec<_>>();
-        Ok(Sweep {
-            operation: problem.name.clone(),
-            element: T::NAME,
-            input: declared.name.clone(),
-            components: elements.len(),
-            ..Sweep::from_curve(&steps, &curve)
-        })
+        T::sweep(self, operation, inputs, dy, input)
     }
+}
+
+/// [`GradCheck::sweep`].
+pub(super) fn sweep<T: Element>(
+    check: &GradCheck,
+    operation: &dyn Operation<T>,
+    inputs: &[ArrayD<T>],
+    dy: &ArrayD<T>,
+    input: usize,
+) -> Result<Sweep, CheckError> {
+    let problem = check.problem(operation, inputs, dy)?;
+    let Some(declared) = problem.declared.get(input) else {
+        let found = format!("input {input} of {}", problem.declared.len());
+        return Err(CheckError::Setting { setting: "input", expected: "the number of an input", found });
+    };
+    let analytic = problem.backward(&problem.inputs, &problem.upstream)?.swap_remove(input);
+    let analytic = analytic.as_slice().unwrap_or_default();
+    let noise = noise::measure(&problem, false, None)?;
+    let elements = spread(analytic.len(), COMPONENTS);
+    let steps = steps::<T>(&scales(problem.input(input), declared.row_len()));
+    let mut requests = Vec::new();
+    for &step in &steps {
+        requests.extend(elements.iter().map(|&element| Request { input, element, step, far: false }));
+    }
+    let noise = output_noise(&problem, &noise, input)?;
+    problem.expect_forwards(4 * requests.len() as u64);
+    let found = differences(&problem, &noise, &requests)?;
+    let analytic: Vec<f64> = elements.iter().map(|&element| analytic[element].to_f64()).collect();
+    let curve = found.chunks(elements.len().max(1)).map(|found| Rms::of(found, &analytic)).collect::<Vec<_>>();
+    Ok(Sweep {
+        operation: problem.name.clone(),
+        element: T::NAME,
+        input: declared.name.clone(),
+        components: elements.len(),
+        ..Sweep::from_curve(&steps, &curve)
+    })
 }
 
 /// Round steps, from a few spacings of the numbers to the scale of a typical row.

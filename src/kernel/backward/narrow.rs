@@ -109,7 +109,7 @@ impl<T: Element> SumsOfLanes<T> {
 impl<T: Element> Backward<'_, T> {
     /// So many rows at a time as go together; those that are not ordinary, and the last, one at a time.
     #[inline(always)]
-    pub(super) fn narrow_rows<I: Isa>(&mut self, isa: I) {
+    pub(in crate::kernel) fn narrow_rows<I: Isa>(&mut self, isa: I) {
         let Parameters { width, epsilon, gamma, .. } = self.parameters;
         let rows = self.mean.len();
         if rows < BATCH {

@@ -22,7 +22,7 @@ struct Scratch<T: Element, I: Isa> {
 impl<T: Element> Forward<'_, T> {
     /// So many rows at a time as go together; those that are not ordinary, and the last, one at a time.
     #[inline(always)]
-    pub(super) fn narrow_rows<I: Isa>(&mut self, isa: I) {
+    pub(in crate::kernel) fn narrow_rows<I: Isa>(&mut self, isa: I) {
         let parameters = self.parameters;
         let width = parameters.width;
         let rows = self.x.len() / width;

@@ -1,9 +1,9 @@
 //! Planted bugs are caught, and right gradients are not accused.
 
-use super::super::{GradCheck, Mode, Report, Verdict};
 use super::layer_norm::{Bug, LayerNorm};
-use crate::Element;
-use crate::numpy_random::default_rng;
+use llm_operator::Element;
+use llm_operator::grad_check::{GradCheck, Mode, Report, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 /// Each bug, and the words that name it.
 const BUGS: [(Bug, &str); 16] = [

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use ndarray::ArrayD;
 
-use super::super::{Function, GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
 use super::layer_norm::LayerNorm;
-use crate::numpy_random::default_rng;
+use llm_operator::grad_check::{Function, GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 const MODES: [Mode; 5] = [Mode::Auto, Mode::Exhaustive, Mode::Local, Mode::Directional, Mode::Line];
 

@@ -2,10 +2,10 @@
 
 use ndarray::ArrayD;
 
-use super::super::{GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
 use super::layer_norm::LayerNorm;
-use crate::Element;
-use crate::numpy_random::default_rng;
+use llm_operator::Element;
+use llm_operator::grad_check::{GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 /// The same operation, of which nothing but whole forwards is known.
 pub(super) struct Whole(pub(super) LayerNorm);

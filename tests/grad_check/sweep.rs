@@ -1,9 +1,9 @@
 //! The difference against the step.
 
-use super::super::{Conclusion, GradCheck, Sweep};
 use super::layer_norm::{Bug, LayerNorm};
-use crate::Element;
-use crate::numpy_random::default_rng;
+use llm_operator::Element;
+use llm_operator::grad_check::{Conclusion, GradCheck, Sweep};
+use llm_operator::numpy_random::default_rng;
 
 fn sweep<T: Element>(bug: Option<Bug>) -> Sweep {
     let operation = LayerNorm { bug, ..LayerNorm::new(&[4, 24]) };
@@ -14,7 +14,7 @@ fn sweep<T: Element>(bug: Option<Bug>) -> Sweep {
 /// The slope of the difference between two steps, on logarithmic axes.
 fn slope(sweep: &Sweep, from: f64, to: f64) -> f64 {
     let at = |step: f64| {
-        let near = |point: &&super::super::SweepPoint| (point.step / step).ln().abs() < 0.1;
+        let near = |point: &&llm_operator::grad_check::SweepPoint| (point.step / step).ln().abs() < 0.1;
         sweep.points.iter().find(near).unwrap().difference
     };
     (at(to) / at(from)).log10() / (to / from).log10()
@@ -72,7 +72,7 @@ fn an_input_that_the_loss_does_not_see_gives_no_conclusion() {
 #[cfg(feature = "cli")]
 mod pictures {
     use super::*;
-    use crate::grad_check::{Mode, Verdict};
+    use llm_operator::grad_check::{Mode, Verdict};
 
     fn assert_is_a_picture(svg: &str, words: &[&str]) {
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");

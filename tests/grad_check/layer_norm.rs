@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use ndarray::{ArrayD, IxDyn};
 
-use super::super::{Input, Operation, Outcome};
-use crate::Element;
-use crate::numpy_random::Generator;
+use llm_operator::Element;
+use llm_operator::grad_check::{Input, Operation, Outcome};
+use llm_operator::numpy_random::Generator;
 
 /// What is wrong with a backward.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,9 +1,9 @@
 //! Directions, lines, and what a budget buys.
 
-use super::super::{Budget, Function, Given, GradCheck, Mode, Report, Verdict};
 use super::layer_norm::{Bug, LayerNorm};
-use crate::Element;
-use crate::numpy_random::default_rng;
+use llm_operator::Element;
+use llm_operator::grad_check::{Budget, Function, Given, GradCheck, Mode, Report, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 fn run<T: Element>(operation: &LayerNorm, check: &GradCheck) -> Report {
     let (inputs, dy) = operation.data::<T>(&mut default_rng(21), |row, x| x * (1.0 + row as f64));

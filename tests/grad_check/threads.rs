@@ -1,10 +1,10 @@
 //! A report does not depend on the number of threads.
 
-use super::super::{GradCheck, Mode, Report};
 use super::layer_norm::{Bug, LayerNorm};
 use super::local::Whole;
-use crate::Element;
-use crate::numpy_random::default_rng;
+use llm_operator::Element;
+use llm_operator::grad_check::{GradCheck, Mode, Report};
+use llm_operator::numpy_random::default_rng;
 
 fn on_threads<T: Element>(threads: usize, operation: &LayerNorm, mode: Mode, whole: bool) -> Report {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -1,8 +1,8 @@
 //! The notebook's own case.
 
-use super::super::{GradCheck, Mode, Verdict};
 use super::layer_norm::LayerNorm;
-use crate::numpy_random::default_rng;
+use llm_operator::grad_check::{GradCheck, Mode, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 /// `X = -rng.random((2, 4, 6))`, `G = -rng.random((2, 4, 6))` with `rng = numpy.random.default_rng(1000)`, `epsilon`
 /// 1e-5 and `eps` 1e-6. The notebook printed 1.1812836819835582e-09 and 2.61470216195465e-10.

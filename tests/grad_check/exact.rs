@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::ArrayD;
 
-use super::super::{GradCheck, Input, Operation, Outcome, Report, Verdict, layer_norm_identities};
 use super::layer_norm::{Bug, LayerNorm};
-use crate::numpy_random::default_rng;
+use llm_operator::grad_check::{GradCheck, Input, Operation, Outcome, Report, Verdict, layer_norm_identities};
+use llm_operator::numpy_random::default_rng;
 
 /// `y = x`, with something wrong.
 struct Faulty {
@@ -135,7 +135,12 @@ impl Operation<f64> for Strict {
     fn rows_are_alike(&self) -> bool {
         true
     }
-    fn identities(&self, inputs: &[ArrayD<f64>], dy: &ArrayD<f64>, g: &[ArrayD<f64>]) -> Vec<super::super::Identity> {
+    fn identities(
+        &self,
+        inputs: &[ArrayD<f64>],
+        dy: &ArrayD<f64>,
+        g: &[ArrayD<f64>],
+    ) -> Vec<llm_operator::grad_check::Identity> {
         layer_norm_identities(&inputs[0], Some(&inputs[1]), dy, 1e-5, &g[0], Some((&g[1], &g[2])))
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{Array2, ArrayD, Axis, Ix2};
 
-use super::super::{CheckError, Function, Given, GradCheck, Mode, Progress, Stage, Verdict};
 use super::layer_norm::LayerNorm;
-use crate::numpy_random::default_rng;
+use llm_operator::grad_check::{CheckError, Function, Given, GradCheck, Mode, Progress, Stage, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 fn softmax(x: &ArrayD<f64>) -> ArrayD<f64> {
     let mut y = x.clone();
@@ -26,7 +26,7 @@ fn softmax_backward(x: &ArrayD<f64>, dy: &ArrayD<f64>) -> ArrayD<f64> {
     &y * &(dy - &mean)
 }
 
-fn check(operation: &dyn super::super::Operation<f64>, shape: &[usize], output: &[usize]) -> Verdict {
+fn check(operation: &dyn llm_operator::grad_check::Operation<f64>, shape: &[usize], output: &[usize]) -> Verdict {
     let mut rng = default_rng(11);
     let (x, dy) = (rng.standard_normal(shape), rng.standard_normal(output));
     GradCheck::new().run(operation, &[x], &dy).unwrap().verdict
@@ -161,7 +161,7 @@ fn a_check_ends_when_it_is_asked_to() {
 }
 
 /// A cube whose forward asks for the end when it has been called so often, or gives what was found until then.
-fn stopped_after(calls: u64, mode: Mode) -> super::super::Report {
+fn stopped_after(calls: u64, mode: Mode) -> llm_operator::grad_check::Report {
     let progress = Arc::new(Progress::default());
     let (counter, stop) = (AtomicU64::new(0), Arc::clone(&progress));
     let cube = |x: &ArrayD<f64>| {
@@ -216,7 +216,7 @@ fn arrays_that_do_not_fit_are_refused_by_name() {
 #[test]
 #[should_panic(expected = "the gradients did not pass (seed 1000):\nmax_abs_diff: ")]
 fn the_assertion_of_a_test_fails_with_the_report() {
-    crate::assert_gradients!(Function::new("double", [3], |x: &ArrayD<f64>| x * 2.0, |_, dy| dy.clone()));
+    llm_operator::assert_gradients!(Function::new("double", [3], |x: &ArrayD<f64>| x * 2.0, |_, dy| dy.clone()));
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_budget_of_seconds_is_kept_roughly() {
         |x, dy| 2.0 * x * dy,
     );
     let mut rng = default_rng(1);
-    let check = GradCheck::new().budget(super::super::Budget::Seconds(0.2));
+    let check = GradCheck::new().budget(llm_operator::grad_check::Budget::Seconds(0.2));
     let report = check.run(&slow, &[rng.standard_normal(&[40])], &rng.standard_normal(&[40])).unwrap();
     // 0.2 s buy about a hundred forwards of 2 ms: fewer than the 160 that every component would take.
     assert!((40..=120).contains(&report.forwards), "{report}");

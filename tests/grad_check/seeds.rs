@@ -1,9 +1,9 @@
 //! Right gradients are never accused, whatever the numbers are.
 
-use super::super::{GradCheck, Mode, Verdict};
 use super::layer_norm::LayerNorm;
-use crate::Element;
-use crate::numpy_random::default_rng;
+use llm_operator::Element;
+use llm_operator::grad_check::{GradCheck, Mode, Verdict};
+use llm_operator::numpy_random::default_rng;
 
 /// `PLACE` maps a row and a normal number to what is stored.
 fn all_pass<T: Element>(shape: &[usize], seeds: u64, mode: Mode, place: fn(usize, f64) -> f64) {
