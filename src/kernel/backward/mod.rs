@@ -33,22 +33,23 @@ mod block;
 mod careful_rows;
 pub(crate) mod long_rows;
 mod narrow;
+mod parameter_sums;
 mod piece;
+mod plan;
 
 use super::copy::Bring;
 use super::forward::{Parameters, Place};
 use super::stats::{self, BatchSums, CloseSegment, SegmentTotals};
-use super::{NOT_WRITTEN, STORED, STREAMED, careful, reduce, room};
+use super::{NOT_WRITTEN, STORED, STREAMED, careful, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use block::Block;
 use careful_rows::{Targets, rescued_row};
+use parameter_sums::Counts;
+pub(crate) use parameter_sums::{GROUP, ParameterSums};
 use piece::{Coefficients, Piece, RowSums};
+use plan::Plan;
 use std::ops::Range;
-
-/// Rows whose dgamma and dbeta are added up before they are added to the totals. A call that continues the sums of another
-/// starts at a multiple of it.
-pub(crate) const GROUP: usize = 128;
 
 /// What is computed: dx without gamma, dx with gamma, or dx, dgamma and dbeta with gamma.
 const PLAIN: u8 = 0;
@@ -77,64 +78,6 @@ pub(crate) struct Backward<'a, T> {
     pub(crate) staged: &'a mut Vec<T>,
     /// Room for dgamma and dbeta of eight rows.
     pub(crate) block: &'a mut Vec<T>,
-}
-
-/// Sums of dgamma and dbeta: [`len`](Self::len) elements each, those of dbeta after those of dgamma.
-#[derive(Debug)]
-pub(crate) struct ParameterSums<'a, T> {
-    pub(crate) total: &'a mut [T],
-    /// What rounding took from the totals.
-    pub(crate) lost: &'a mut [T],
-    /// The sums of a group: zeros before and after, best at a multiple of 64 bytes.
-    pub(crate) group: &'a mut [T],
-    /// Whether the group is the first: it is added up in the totals, which are zeros, and `lost` and `group` are not used.
-    pub(crate) is_first: bool,
-}
-
-impl<T: Element> ParameterSums<'_, T> {
-    /// Elements of each array, for rows of `width`.
-    pub(crate) fn len(width: usize) -> usize {
-        2 * Self::start_of_dbeta(width)
-    }
-
-    /// Where dbeta starts: at a multiple of 64 bytes after dgamma.
-    pub(crate) fn start_of_dbeta(width: usize) -> usize {
-        width.next_multiple_of(T::LANES)
-    }
-
-    /// dgamma and dbeta of the group.
-    #[inline(always)]
-    fn of_group(&mut self, width: usize) -> (&mut [T], &mut [T]) {
-        Self::halves(if self.is_first { self.total } else { self.group }, width)
-    }
-
-    /// dgamma and dbeta of an array of both.
-    #[inline(always)]
-    fn halves(both: &mut [T], width: usize) -> (&mut [T], &mut [T]) {
-        let (dgamma, dbeta) = both.split_at_mut(Self::start_of_dbeta(width));
-        (&mut dgamma[..width], &mut dbeta[..width])
-    }
-
-    /// Adds a block of rows to the group, and leaves zeros.
-    #[inline(always)]
-    fn add_block<I: Isa>(&mut self, isa: I, block: &mut [T]) {
-        let group = T::chunks_mut(if self.is_first { self.total } else { self.group }).0;
-        let zero = T::Lanes::splat(isa, T::ZERO);
-        for (group, block) in group.iter_mut().zip(T::chunks_mut(block).0) {
-            (T::Lanes::load(isa, group) + T::Lanes::load(isa, block)).store(group);
-            zero.store(block);
-        }
-    }
-
-    /// Adds the group to the totals, and starts another.
-    #[inline(always)]
-    fn close_group<I: Isa>(&mut self, isa: I) {
-        if !self.is_first {
-            reduce::add_into(isa, self.total, self.lost, self.group);
-            self.group.fill(T::ZERO);
-        }
-        self.is_first = false;
-    }
 }
 
 impl<T: Element> Kernel for Backward<'_, T> {
@@ -173,48 +116,6 @@ impl<T: Element> Kernel for Backward<'_, T> {
     }
 }
 
-/// How rows of some width are taken.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    width: usize,
-    /// Rows that go together.
-    batch: usize,
-    /// Columns that go together: all, or a segment or a part of one.
-    tile: usize,
-    /// Columns of a row in the buffer that dx may go by way of: all, or those that go together.
-    staged: usize,
-}
-
-impl Plan {
-    /// Bytes of x in a batch of rows that are fused with the next.
-    const BATCH_BYTES: usize = 12 << 10;
-    /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
-    const STAGED: usize = 64;
-    /// Chunks from one that is read to the one that is asked for.
-    const AHEAD: usize = 64;
-
-    fn new<T: Element>(width: usize, is_fused: bool) -> Self {
-        let most = Self::BATCH_BYTES / (width * size_of::<T>());
-        Self {
-            width,
-            // A part of a block of eight.
-            batch: if is_fused { 1 << most.clamp(1, BATCH).ilog2() } else { BATCH },
-            tile: width.min(super::segment::<T>()),
-            staged: width,
-        }
-    }
-
-    /// As in forward.
-    #[inline(always)]
-    fn known<T: Element, const CHUNKS: usize>(self) -> Self {
-        if const { CHUNKS > 0 } {
-            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES, staged: CHUNKS * T::LANES }
-        } else {
-            self
-        }
-    }
-}
-
 /// What the gradients of the rows of a batch are made of.
 #[derive(Clone, Copy, Debug)]
 struct Batch<T> {
@@ -223,17 +124,6 @@ struct Batch<T> {
     is_ordinary: [bool; BATCH],
     /// Whether all are.
     ordinary: bool,
-}
-
-/// How many rows were added up.
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    /// In the group, blocks of eight.
-    in_group: usize,
-    /// Of the next block.
-    in_block: usize,
-    /// Whether the array of the block holds any of them.
-    is_pending: bool,
 }
 
 impl<T: Element> Backward<'_, T> {
