@@ -110,6 +110,47 @@ fn reduced(case: &Case<f64>, scale: f64) -> support::Outcome<Double> {
     exact::layer_norm(&reduced)
 }
 
+/// `g - mean(g) - xhat mean(g xhat)` is out of the range, though neither its terms are nor dx, and the sums of `g` cancel.
+#[test]
+fn dx_is_finite_where_what_it_is_made_of_is_not() {
+    for width in [16, 20, 64, 256, 768, 5000] {
+        for column in [0, width / 3, width - 1] {
+            for gamma in [false, true] {
+                let mut case = Case::<f32>::random(12, width, gamma, false, 15);
+                case.epsilon = 2.0;
+                case.dy = Random(16).normals(12 * width, 0.0, 1e37);
+                if let Some(gamma) = &mut case.gamma {
+                    gamma.fill(0.99);
+                }
+                for row in 0..12 {
+                    let sign = if row % 2 == 0 { f32::MAX } else { f32::MIN };
+                    case.dy[row * width + column] = sign;
+                    // So that the sum of all stays in the range.
+                    case.dy[row * width + (column + 7) % width] = -sign;
+                }
+                let error = worst(&case, true);
+                assert!(error <= 4.0, "width {width}, column {column}, gamma {gamma}: dx is off by {error} ULP");
+                // Of f64 the same, by numbers that are larger by a power of two.
+                let scale = 2.0_f64.powi(1023 - 127);
+                let double = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+                let mut small = Case::<f64>::random(12, width, gamma, false, 15);
+                small.epsilon = 2.0;
+                small.gamma = case.gamma.as_deref().map(double);
+                small.dy = double(&case.dy);
+                let mut huge = small.clone();
+                huge.dy.iter_mut().for_each(|dy| *dy *= scale);
+                for backend in backends() {
+                    let (small, huge) = (small.run(backend, 0), huge.run(backend, 0));
+                    for (small, huge) in small.dx.iter().zip(&huge.dx) {
+                        let error = (huge / scale - small).abs();
+                        assert!(error <= 1e-15 * f64::from(f32::MAX), "{backend:?}, width {width}: {huge}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn of_two_elements_dx_is_what_epsilon_leaves() {
     // dx = +-rstd^3 epsilon (g0 - g1) / 2: PyTorch and others give rounding noise.

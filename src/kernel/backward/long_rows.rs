@@ -32,7 +32,7 @@ pub(crate) enum LongRows<'a, T> {
     Columns(Columns<'a, T>),
 }
 
-/// `sum(g)`, `sum(h)` and `sum(g * h)` of a segment.
+/// [`RowSums`] of a segment.
 pub(crate) type SegmentSums = [f64; 3];
 
 /// The sums of segments of a row.

@@ -47,7 +47,7 @@ use block::Block;
 use careful_rows::{Targets, rescued_row};
 use parameter_sums::Counts;
 pub(crate) use parameter_sums::{GROUP, ParameterSums};
-use piece::{Coefficients, Piece, RowSums};
+use piece::{Coefficients, GUARD, Piece, RowSums};
 use plan::Plan;
 use std::ops::Range;
 
@@ -274,7 +274,7 @@ impl<T: Element, J: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool> Ker
 #[derive(Debug)]
 struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
     pipeline: &'p mut Pipeline<'f, 'a, T, J>,
-    /// `sum(g)`, `sum(h)` and `sum(g * h)`.
+    /// Those of [`RowSums`].
     sums: &'p BatchSums<T, J, 3>,
     /// Of long rows.
     totals: Option<&'p SegmentTotals<3>>,
@@ -447,7 +447,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
     }
 
-    /// What the gradients of the batch are made of.
+    /// What the gradients of the batch are made of, from the sums of [`RowSums`].
     #[inline(always)]
     fn finish(&mut self, [sum_g, sum_h, sum_product]: [[f64; BATCH]; 3]) {
         let isa = self.isa;
@@ -460,6 +460,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let minus_per_element = I::F64::splat(isa, -1.0 / width as f64);
         let load = |values: &[f64; BATCH]| I::F64::load(isa, values);
         let (sum_g, sum_h, sum_product) = (load(&sum_g), load(&sum_h), load(&sum_product));
+        let sum_g = sum_g * I::F64::splat(isa, 1.0 / GUARD);
         let product = sum_product - sum_h * per_element * sum_g;
         self.batch.rows = Coefficients {
             mean,

@@ -78,7 +78,14 @@ impl<L> Terms<L> {
     }
 }
 
-/// `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
+/// Times `sum(g)` is what [`RowSums`] holds, so that no `g` is too large without a trace: a power of two changes no digit, but
+/// eight times a `g` of a quarter of the largest number or more overflows, whatever it is added to, and an infinite sum is
+/// that of a row that is computed with care. In an ordinary row then nothing overflows on the way to dx: with `m` for the
+/// largest number, `|g| < m/4`, `|mean(g)| <= m/width`, and `|xhat mean(g xhat)| <= sqrt(width) m/width`, which is `m/4` at
+/// most. Sums of `g` itself may cancel where one `g - mean(g)` is out of the range and dx is not.
+pub(super) const GUARD: f64 = 8.0;
+
+/// [`GUARD`] times `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowSums<L> {
     pub(super) g: L,
@@ -107,22 +114,24 @@ impl<L> RowSums<L> {
 
     /// With one chunk more.
     #[inline(always)]
-    pub(super) fn plus<T: Element, I: Isa>(self, terms: Terms<L>) -> Self
+    pub(super) fn plus<T: Element, I: Isa>(self, isa: I, terms: Terms<L>) -> Self
     where
         L: Lanes<T, I>,
     {
-        Self { g: self.g + terms.g, h: self.h + terms.h, product: terms.g.mul_add(terms.h, self.product) }
+        let guard = L::splat(isa, T::from_f64(GUARD));
+        Self { g: terms.g.mul_add(guard, self.g), h: self.h + terms.h, product: terms.g.mul_add(terms.h, self.product) }
     }
 
     /// With a group more, whose chunks are summed pairwise.
     #[inline(always)]
-    pub(super) fn plus_group<T: Element, I: Isa>(self, [a, b, c, d]: [Terms<L>; GROUP]) -> Self
+    pub(super) fn plus_group<T: Element, I: Isa>(self, isa: I, [a, b, c, d]: [Terms<L>; GROUP]) -> Self
     where
         L: Lanes<T, I>,
     {
+        let guard = L::splat(isa, T::from_f64(GUARD));
         let pair = |a: Terms<L>, b: Terms<L>| a.g.mul_add(a.h, b.g * b.h);
         Self {
-            g: self.g + ((a.g + b.g) + (c.g + d.g)),
+            g: a.g.mul_add(guard, b.g.mul_add(guard, self.g)) + c.g.mul_add(guard, d.g * guard),
             h: self.h + ((a.h + b.h) + (c.h + d.h)),
             product: self.product + (pair(a, b) + pair(c, d)),
         }
@@ -209,7 +218,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
         if !summed_x.is_empty() {
             // Lanes without an element have h and g zero.
             let x = T::Lanes::load_tail(self.isa, summed_x, self.about[0]);
-            *sums = sums.plus(Terms::new(self.about, x, load(summed_dy), gamma));
+            *sums = sums.plus(self.isa, Terms::new(self.about, x, load(summed_dy), gamma));
         }
         if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
             let [dx, dgamma, dbeta] = arrays.written;
@@ -256,12 +265,12 @@ impl<T: Element> Piece<'_, T> {
                     this.chunk(&mut group, 2),
                     this.chunk(&mut group, 3),
                 ];
-                run = run.plus_group(terms);
+                run = run.plus_group(isa, terms);
             }
             if group_count < first + RUN {
                 for i in 0..GROUP - 1 {
                     if i < rest_len {
-                        run = run.plus(this.chunk(&mut rest, i));
+                        run = run.plus(isa, this.chunk(&mut rest, i));
                     }
                 }
             }
