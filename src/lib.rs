@@ -60,7 +60,7 @@
 //!   others, from the smallest subnormal number to the largest. (`accuracy::huge_and_tiny_rows_are_within_the_bounds`,
 //!   `forward::finite_rows_at_the_ends_of_the_range_give_finite_values`,
 //!   `extremes::subnormal_rows_with_an_ordinary_epsilon`, `extremes::tiny_gradients`,
-//!   `extremes::huge_parameters_and_gradients`)
+//!   `extremes::huge_parameters_and_gradients`, `extremes::dx_is_finite_where_what_it_is_made_of_is_not`)
 //! - What a factor alone loses below the range is lost: a subnormal `xhat` beside a huge gamma or dy, and in f64 a
 //!   `dy gamma` whose factors are both next to nothing beside others of their row.
 //!   (`any_bits::any_finite_bits_in_f32_are_within_the_bounds`,
