@@ -24,6 +24,7 @@ use crate::simd::{Backend, Isa, Lanes};
 #[expect(private_bounds, reason = "the private bounds are what seals the trait")]
 pub trait Element:
     Vectorized
+    // The one place where data does not flow one way: so the checker is compiled with this crate, not with each user.
     + Checked
     + Copy
     + Default

@@ -110,12 +110,14 @@ fn reduced(case: &Case<f64>, scale: f64) -> support::Outcome<Double> {
     exact::layer_norm(&reduced)
 }
 
-/// `g - mean(g) - xhat mean(g xhat)` is out of the range, though neither its terms are nor dx, and the sums of `g` cancel.
+/// `g - mean(g) - xhat mean(g xhat)` is out of the range, though neither its terms are nor dx, and the sums of `g` cancel, in
+/// one lane or in several.
 #[test]
 fn dx_is_finite_where_what_it_is_made_of_is_not() {
+    let quarter = f32::MAX / 4.0;
     for width in [16, 20, 64, 256, 768, 5000] {
-        for column in [0, width / 3, width - 1] {
-            for gamma in [false, true] {
+        for (column, partner) in [(0, 7), (width / 3, 16), (width - 1, 64)] {
+            for (gamma, size) in [(false, f32::MAX), (true, f32::MAX), (false, quarter), (false, quarter.next_up())] {
                 let mut case = Case::<f32>::random(12, width, gamma, false, 15);
                 case.epsilon = 2.0;
                 case.dy = Random(16).normals(12 * width, 0.0, 1e37);
@@ -123,10 +125,10 @@ fn dx_is_finite_where_what_it_is_made_of_is_not() {
                     gamma.fill(0.99);
                 }
                 for row in 0..12 {
-                    let sign = if row % 2 == 0 { f32::MAX } else { f32::MIN };
-                    case.dy[row * width + column] = sign;
+                    let dy = if row % 2 == 0 { size } else { -size };
                     // So that the sum of all stays in the range.
-                    case.dy[row * width + (column + 7) % width] = -sign;
+                    case.dy[row * width + (column + partner) % width] = -dy;
+                    case.dy[row * width + column] = dy;
                 }
                 let error = worst(&case, true);
                 assert!(error <= 4.0, "width {width}, column {column}, gamma {gamma}: dx is off by {error} ULP");
@@ -149,6 +151,21 @@ fn dx_is_finite_where_what_it_is_made_of_is_not() {
             }
         }
     }
+}
+
+/// The same of long rows, which eight threads share.
+#[test]
+fn dx_of_shared_rows_is_finite_where_what_it_is_made_of_is_not() {
+    let width = 70_000;
+    let mut case = Case::<f32>::random(3, width, true, false, 17);
+    case.epsilon = 2.0;
+    case.dy = Random(18).normals(3 * width, 0.0, 1e36);
+    case.dy[width + 5] = f32::MAX;
+    case.dy[width + 5 + 16] = -f32::MAX;
+    case.gamma.as_mut().unwrap().fill(1.0);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
+    let error = pool.install(|| worst(&case, true));
+    assert!(error <= 4.0, "dx is off by {error} ULP");
 }
 
 #[test]

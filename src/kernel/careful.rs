@@ -3,7 +3,8 @@
 //! - Rows narrower than [`NARROW`]. There the terms of `dx` cancel: of width 2, all that is left of
 //!   `g - mean(g) - xhat * mean(g * xhat)` is `epsilon / (var + epsilon)` of it. Ordinary ones go eight at a time
 //!   ([`narrow`](super::narrow)): what is here defines their bits.
-//! - Rows whose squares overflow or vanish although the answer is representable. The row is scaled by powers of two
+//! - Rows whose squares overflow or vanish although the answer is representable, and in backward rows with a `dy gamma` near
+//!   the end of the range. The row is scaled by powers of two
 //!   that bring its largest magnitude, and its spread (or `sqrt(epsilon)`, where that is larger), to about 1. That is
 //!   exact, and LayerNorm of a scaled row is LayerNorm of the row: `y(s x, s^2 epsilon) = y(x, epsilon)`, and `dx` and
 //!   `rstd` take the factor `1 / s`. An ordinary row pays one test on its variance ([`is_ordinary`]) for that.

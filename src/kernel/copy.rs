@@ -1,4 +1,5 @@
-//! A plain copy, and a sum of two arrays: what the kernels' memory traffic costs without their arithmetic.
+//! A plain copy, and a sum of two arrays: what the kernels' memory traffic costs without their arithmetic. And the way of
+//! results that are written in a nearer cache first.
 
 use crate::Element;
 use crate::simd::{Isa, Kernel, Lanes};

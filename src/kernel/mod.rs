@@ -8,9 +8,9 @@
 //! The same bits on every backend need one fixed order, which depends on the width alone:
 //!
 //! - A row is cut into segments of [`segment`] elements (16 KiB), a segment into 64-byte chunks.
-//! - Chunk `i` of a segment is added to accumulator `i mod A`. After a run of 32 chunks the accumulators are added up in a
-//!   tree, and that to the segment's total; the tail, shorter than a chunk and filled up with values that add nothing,
-//!   is added to the total last. `A` is stated beside each loop.
+//! - Forward adds chunk `i` of a segment to accumulator `i mod 4`, and after a run of 32 chunks adds up the accumulators in a
+//!   tree. Backward adds up four chunks, and those to a running sum. A run's sum is added to the segment's total; the tail,
+//!   shorter than a chunk and filled up with values that add nothing, is added to the total last.
 //! - The lanes of the total are added in `f64` ([`Lanes::sum`]).
 //! - What the segments gave is finished in `f64`, with a compensated sum over the segments.
 //!

@@ -127,6 +127,12 @@ struct Batch<T> {
 }
 
 impl<T: Element> Backward<'_, T> {
+    /// Whether rows of the commonest short width have loops of their own: not those of f64, which has other common widths in
+    /// chunks, not dx with gamma and no sums, and not rows that lie anywhere in memory.
+    const fn is_common<const WRITE: u8, const MODE: u8, const FUSED: bool>() -> bool {
+        !T::HAS_WIDE_RANGE && MODE != SCALED && !(MODE == FULL && WRITE == STORED && FUSED)
+    }
+
     /// Full batches of the commonest short width by loops of known length, all other rows by loops over any.
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self, isa: I) {
@@ -143,12 +149,10 @@ impl<T: Element> Backward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            // Rows that lie anywhere in memory do not come that often.
-            let is_known = const {
-                let is_seldom = MODE == SCALED || MODE == FULL && WRITE == STORED && FUSED;
-                I::SPECIALIZED && !T::HAS_WIDE_RANGE && !is_seldom
-            };
-            if is_known && width == 4 * T::LANES && plan.batch == BATCH {
+            if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, FUSED>() }
+                && width == 4 * T::LANES
+                && plan.batch == BATCH
+            {
                 self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
             } else {
                 self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
@@ -195,11 +199,11 @@ impl<T: Element> Backward<'_, T> {
                 if pipeline.batch.ordinary {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
                 } else {
-                    isa.run(CarefulBatch::<_, _, WRITE, MODE, FUSED>(&mut pipeline));
+                    pipeline.write::<WRITE, MODE, FUSED>();
                     pipeline.sums::<MODE>();
                 }
             }
-            isa.run(CarefulBatch::<_, _, WRITE, MODE, FUSED>(&mut pipeline));
+            pipeline.write::<WRITE, MODE, FUSED>();
         } else {
             while !pipeline.rows.is_empty() {
                 if const { CHUNKS > 0 } {
@@ -210,7 +214,7 @@ impl<T: Element> Backward<'_, T> {
                 if const { CHUNKS > 0 } && pipeline.batch.ordinary {
                     pipeline.step::<CHUNKS, WRITE, false, MODE, FUSED>(0..plan.batch);
                 } else {
-                    isa.run(CarefulBatch::<_, _, WRITE, MODE, FUSED>(&mut pipeline));
+                    pipeline.write::<WRITE, MODE, FUSED>();
                 }
             }
         }
@@ -235,7 +239,7 @@ struct Pipeline<'f, 'a, T, I> {
     backward: &'f mut Backward<'a, T>,
 }
 
-/// A step of a pipeline as a function of its own, for those that are seldom taken: they are compiled once for all widths.
+/// A step of a pipeline as a function of its own, compiled once for all widths and for all that call it.
 #[derive(Debug)]
 struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool>(
     &'p mut Pipeline<'f, 'a, T, J>,
@@ -253,20 +257,18 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const
     }
 }
 
-/// [`Pipeline::careful_batch`] as a function of its own.
+/// [`Pipeline::write_batch`] as a function of its own.
 #[derive(Debug)]
-struct CarefulBatch<'p, 'f, 'a, T, J, const WRITE: u8, const MODE: u8, const FUSED: bool>(
-    &'p mut Pipeline<'f, 'a, T, J>,
-);
+struct WriteBatch<'p, 'f, 'a, T, J, const WRITE: u8, const MODE: u8, const FUSED: bool>(&'p mut Pipeline<'f, 'a, T, J>);
 
 impl<T: Element, J: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool> Kernel
-    for CarefulBatch<'_, '_, '_, T, J, WRITE, MODE, FUSED>
+    for WriteBatch<'_, '_, '_, T, J, WRITE, MODE, FUSED>
 {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.0.careful_batch::<WRITE, MODE, FUSED>();
+        self.0.write_batch::<WRITE, MODE, FUSED>();
     }
 }
 
@@ -421,6 +423,16 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
     }
 
+    /// Writes the gradients of the batch before. Without sums it is the same whether fused or not.
+    #[inline(always)]
+    fn write<const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self) {
+        if const { MODE == FULL } {
+            self.isa.run(WriteBatch::<_, _, WRITE, MODE, FUSED>(self));
+        } else {
+            self.isa.run(WriteBatch::<_, _, WRITE, MODE, false>(self));
+        }
+    }
+
     /// Counts rows whose dgamma and dbeta were added to the block, where fused, or to the group.
     #[inline(always)]
     fn count_rows<const FUSED: bool>(&mut self, rows: usize) {
@@ -492,9 +504,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
     }
 
-    /// Writes the gradients of the batch before, row by row where some of them are not ordinary.
+    /// Writes the gradients of the batch before, with care those of rows that are not ordinary.
     #[inline(always)]
-    fn careful_batch<const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self) {
+    fn write_batch<const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self) {
         let isa = self.isa;
         let Plan { width, batch, .. } = self.plan;
         let mut start = 0;
@@ -504,12 +516,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 while end < batch && self.batch.is_ordinary[end] {
                     end += 1;
                 }
-                if const { MODE == FULL } {
-                    isa.run(Step::<_, _, WRITE, false, MODE, FUSED>(self, start..end));
-                } else {
-                    // Without sums it is the same.
-                    isa.run(Step::<_, _, WRITE, false, MODE, false>(self, start..end));
-                }
+                isa.run(Step::<_, _, WRITE, false, MODE, FUSED>(self, start..end));
             } else {
                 let row = self.rows.start - batch + start;
                 let span = row * width..(row + 1) * width;

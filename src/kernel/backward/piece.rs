@@ -7,7 +7,7 @@ use crate::kernel::{NOT_WRITTEN, STREAMED};
 use crate::simd::{BATCH, Isa, Lanes};
 use std::ops::Add;
 
-/// Chunks that are summed pairwise before they are added to a running sum.
+/// Chunks that are summed before they are added to a running sum.
 pub(super) const GROUP: usize = 4;
 /// Groups after which running sums are emptied into totals: see `stats`.
 pub(super) const RUN: usize = 8;
@@ -78,11 +78,12 @@ impl<L> Terms<L> {
     }
 }
 
-/// Times `sum(g)` is what [`RowSums`] holds, so that no `g` is too large without a trace: a power of two changes no digit, but
-/// eight times a `g` of a quarter of the largest number or more overflows, whatever it is added to, and an infinite sum is
-/// that of a row that is computed with care. In an ordinary row then nothing overflows on the way to dx: with `m` for the
-/// largest number, `|g| < m/4`, `|mean(g)| <= m/width`, and `|xhat mean(g xhat)| <= sqrt(width) m/width`, which is `m/4` at
-/// most. Sums of `g` itself may cancel where one `g - mean(g)` is out of the range and dx is not.
+/// [`RowSums`] holds so many times `sum(g)`, so that no `g` is too large without a trace. A power of two changes no digit; but
+/// eight times a `g` of more than a quarter of the largest number overflows, whatever finite number it is added to, and the
+/// row of an infinite sum is computed with care. In the other rows nothing overflows on the way to dx: with `m` for the
+/// largest number, `|g| <= m/4`, and in a row of [`NARROW`](crate::kernel::careful::NARROW) elements or more, whose
+/// statistics are its own, `|mean(g)| <= m/width <= m/16` and `|xhat mean(g xhat)| <= sqrt(width) m/width <= m/4`. Sums of `g`
+/// itself may cancel where a `g - mean(g)` is out of the range and dx is not.
 pub(super) const GUARD: f64 = 8.0;
 
 /// [`GUARD`] times `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
@@ -122,7 +123,7 @@ impl<L> RowSums<L> {
         Self { g: terms.g.mul_add(guard, self.g), h: self.h + terms.h, product: terms.g.mul_add(terms.h, self.product) }
     }
 
-    /// With a group more, whose chunks are summed pairwise.
+    /// With a group more: `g` one after the other, as the guard needs it, the others pairwise.
     #[inline(always)]
     pub(super) fn plus_group<T: Element, I: Isa>(self, isa: I, [a, b, c, d]: [Terms<L>; GROUP]) -> Self
     where
@@ -131,7 +132,7 @@ impl<L> RowSums<L> {
         let guard = L::splat(isa, T::from_f64(GUARD));
         let pair = |a: Terms<L>, b: Terms<L>| a.g.mul_add(a.h, b.g * b.h);
         Self {
-            g: a.g.mul_add(guard, b.g.mul_add(guard, self.g)) + c.g.mul_add(guard, d.g * guard),
+            g: self.g + d.g.mul_add(guard, c.g.mul_add(guard, b.g.mul_add(guard, a.g * guard))),
             h: self.h + ((a.h + b.h) + (c.h + d.h)),
             product: self.product + (pair(a, b) + pair(c, d)),
         }

@@ -180,14 +180,17 @@ impl<T: Element> Forward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            let is_known = const { I::SPECIALIZED && !T::HAS_WIDE_RANGE };
-            if is_known && width == 4 * T::LANES && plan.batch == BATCH {
-                self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full);
-            } else if is_known && width == 16 * T::LANES && plan.batch == BATCH {
-                self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full);
-            } else {
-                self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full);
+            // Of f64 other widths are common.
+            if const { I::SPECIALIZED && !T::HAS_WIDE_RANGE } && plan.batch == BATCH {
+                if width == 4 * T::LANES {
+                    self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full);
+                    continue;
+                } else if width == 16 * T::LANES {
+                    self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full);
+                    continue;
+                }
             }
+            self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full);
         }
     }
 
