@@ -159,7 +159,7 @@ fn dx_of_shared_rows_is_finite_where_what_it_is_made_of_is_not() {
     let width = 70_000;
     let mut case = Case::<f32>::random(3, width, true, false, 17);
     case.epsilon = 2.0;
-    case.dy = Random(18).normals(3 * width, 0.0, 1e36);
+    case.dy = Random(18).normals(3 * width, 0.0, 1e35);
     case.dy[width + 5] = f32::MAX;
     case.dy[width + 5 + 16] = -f32::MAX;
     case.gamma.as_mut().unwrap().fill(1.0);
