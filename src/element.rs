@@ -63,6 +63,9 @@ pub(crate) trait Vectorized: Sized + 'static {
     /// Zero.
     const ZERO: Self;
 
+    /// The bits of the value.
+    fn bits(self) -> u64;
+
     /// Runs a kernel.
     ///
     /// Not generic, so that the kernels are compiled once, with this crate, and not again in each that depends on it.
@@ -99,6 +102,11 @@ macro_rules! element {
             const HAS_WIDE_RANGE: bool = $has_wide_range;
             const LANES: usize = $lanes;
             const ZERO: Self = 0.0;
+
+            #[inline(always)]
+            fn bits(self) -> u64 {
+                self.to_bits().into()
+            }
 
             #[inline(never)]
             fn run(backend: Backend, work: Work<'_, Self>) {

@@ -127,6 +127,9 @@ impl<'p, T: Element> Block<'p, T> {
             widths,
             found: vec![Difference::UNKNOWN; count],
         };
+        if let Buffers::Rows { .. } = block.buffers {
+            problem.count(count)?;
+        }
         block.forward(Side::Plus, || None)?;
         let (plus, _) = block.outputs();
         let width = problem.width();
@@ -194,7 +197,12 @@ impl<'p, T: Element> Block<'p, T> {
         given.iter_mut().zip(rows).for_each(|(given, row)| *given = row[column].to_f64());
         self.column = given;
         let is_far = |row: usize, reaches: &[Reach]| reaches.get(row).is_some_and(|reach| reach.is_far(steps[row]));
-        if (0..steps.len()).any(|row| is_far(row, &self.reaches)) {
+        let is_any_far = (0..steps.len()).any(|row| is_far(row, &self.reaches));
+        if let Buffers::Rows { .. } = self.buffers {
+            // Once for all forwards: threads would wait for each other's counting.
+            self.problem.count(self.rows() * if is_any_far { 6 } else { 4 })?;
+        }
+        if is_any_far {
             self.quotients(column, steps, 4.0)?;
             self.quotients_to(|block| &mut block.widest);
         }
@@ -276,6 +284,7 @@ impl<'p, T: Element> Block<'p, T> {
         }
     }
 
+    /// Runs one forward. The rows of a block are counted by the caller.
     fn forward(&mut self, side: Side, probe: impl FnOnce() -> Option<Probe>) -> Result<(), CheckError> {
         let problem = self.problem;
         match &mut self.buffers {
@@ -290,7 +299,7 @@ impl<'p, T: Element> Block<'p, T> {
                     .enumerate()
                     .map(|(k, input)| if k == self.k { &perturbed[..] } else { input })
                     .collect();
-                problem.forward_rows(self.rows.clone(), &inputs, output, probe)
+                problem.run_rows(self.rows.clone(), &inputs, output, probe)
             }
         }
     }

@@ -39,12 +39,13 @@ impl Clock {
         Ok(())
     }
 
-    /// What was found, beside so many forwards.
-    pub(super) fn timing(mut self, forwards: u64) -> Timing {
+    /// What was found, beside so many forwards, which took as long as `measuring` with all that belongs to them.
+    pub(super) fn timing(mut self, forwards: u64, measuring: Duration) -> Timing {
         self.forwards.sort_by(f64::total_cmp);
         let forward_seconds = self.forwards[self.forwards.len() / 2];
-        let seconds = self.elapsed.as_secs_f64();
-        Timing { seconds, forward_seconds, forwards, ratio: seconds / (forwards as f64 * forward_seconds) }
+        let (seconds, measuring_seconds) = (self.elapsed.as_secs_f64(), measuring.as_secs_f64());
+        let ratio = measuring_seconds / (forwards as f64 * forward_seconds);
+        Timing { seconds, measuring_seconds, forward_seconds, forwards, ratio }
     }
 }
 

@@ -111,15 +111,14 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
     let name = format!("{COLUMNS}{}", problem.declared[k].name);
     let len = problem.declared[k].len();
     let mut inputs = problem.inputs.to_vec();
-    let mut y = problem.poisoned_output();
-    problem.forward(&inputs, &mut y, || None)?;
-    let before = column_bits(&y, len);
+    let (mut before, mut after) = (problem.poisoned_output(), problem.poisoned_output());
+    problem.forward(&inputs, &mut before, || None)?;
     let mut changed = vec![0_usize; len];
     for pass in passes(len) {
         fill(problem.input(k), &mut inputs[k], 1, pass);
-        problem.forward(&inputs, &mut y, || None)?;
-        let after = column_bits(&y, len);
-        for column in (0..len).filter(|&column| !is_filled(column, pass) && before[column] != after[column]) {
+        problem.forward(&inputs, &mut after, || None)?;
+        let differing = differing_bits(&before, &after, len);
+        for column in (0..len).filter(|&column| !is_filled(column, pass) && differing[column] != 0) {
             changed[column] |= 1 << pass.0;
         }
     }
@@ -143,8 +142,9 @@ fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, pass:
     targets.enumerate().for_each(|(row, target)| {
         if is_filled(row, pass) {
             let next = &original[(row + 1) % rows * row_len..][..row_len];
-            for (column, value) in target.iter_mut().enumerate() {
-                *value = T::from_f64(0.9375 * next[(column + 1) % row_len].to_f64());
+            let (first, others) = next.split_at(1);
+            for (value, next) in target.iter_mut().zip(others.iter().chain(first)) {
+                *value = T::from_f64(0.9375 * next.to_f64());
             }
         } else {
             target.copy_from_slice(&original[row * row_len..][..row_len]);
@@ -183,36 +183,47 @@ fn bits_of_rows<T: Element>(values: &[T], row_len: usize, looked_at: &(dyn Fn(us
     rows.map(|(row, values)| if looked_at(row) { hash_of_row(values) } else { 0 }).collect()
 }
 
-/// Four hashes of every fourth number, so that the processor need not wait for one multiplication to begin the next,
+/// Four hashes, each of every fourth 64 bits, so that the processor need not wait for one multiplication to begin the next,
 /// and then a hash of these.
 fn hash_of_row<T: Element>(row: &[T]) -> u64 {
     const LANES: usize = 4;
     let mut lanes = [0; LANES];
-    let (chunks, tail) = row.as_chunks::<LANES>();
+    let (chunks, tail) = row.as_chunks::<{ 2 * LANES }>();
     for chunk in chunks {
         for lane in 0..LANES {
-            lanes[lane] = hashed(lanes[lane], chunk[lane]);
+            let [a, b] = [chunk[2 * lane], chunk[2 * lane + 1]].map(T::bits);
+            lanes[lane] = if size_of::<T>() <= size_of::<u32>() {
+                mixed(lanes[lane], a | b << u32::BITS)
+            } else {
+                mixed(mixed(lanes[lane], a), b)
+            };
         }
     }
-    let hash = tail.iter().fold(0, |hash, value| hashed(hash, *value));
+    let hash = tail.iter().fold(0, |hash, value| mixed(hash, value.bits()));
     lanes.into_iter().fold(hash, mixed)
 }
 
-fn column_bits<T: Element>(y: &ArrayD<T>, len: usize) -> Vec<u64> {
-    let mut hashes = vec![0; len];
-    for row in y.as_slice().unwrap_or_default().chunks(len) {
-        for (hash, value) in hashes.iter_mut().zip(row) {
-            *hash = hashed(*hash, *value);
+/// Of each of `len` columns the bits in which any of its numbers differs.
+fn differing_bits<T: Element>(a: &ArrayD<T>, b: &ArrayD<T>, len: usize) -> Vec<u64> {
+    let [a, b] = [a, b].map(|array| array.as_slice().unwrap_or_default());
+    let together = GRAIN.div_ceil(len) * len;
+    let blocks = a.par_chunks(together).zip(b.par_chunks(together)).map(|(a, b)| {
+        let mut differing = vec![0; len];
+        for (a, b) in a.chunks_exact(len).zip(b.chunks_exact(len)) {
+            for (differing, (a, b)) in differing.iter_mut().zip(a.iter().zip(b)) {
+                *differing |= a.bits() ^ b.bits();
+            }
         }
-    }
-    hashes
+        differing
+    });
+    let either = |mut a: Vec<u64>, b: Vec<u64>| {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a |= b);
+        a
+    };
+    blocks.reduce(|| vec![0; len], either)
 }
 
-/// Folds the bits of a number into a hash; each step is a bijection, so that one changed number always shows.
-fn hashed<T: Element>(hash: u64, value: T) -> u64 {
-    mixed(hash, value.to_f64().to_bits())
-}
-
+/// Folds 64 bits into a hash; each step is a bijection, so that one changed number always shows.
 fn mixed(hash: u64, bits: u64) -> u64 {
     (hash.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

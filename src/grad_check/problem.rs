@@ -23,9 +23,14 @@ pub(super) struct Problem<'a, T: Element> {
     /// Rows of the output, as the inputs declare them; 1 where none does.
     pub(super) rows: usize,
     progress: &'a Progress,
-    /// Rows that were forwarded.
-    forwarded: AtomicU64,
+    forwarded: RowCount,
 }
+
+/// Rows that were forwarded. All threads write it, after every few rows: so it has a pair of cache lines of its own, and
+/// what lies beside it is not taken away from whoever reads that.
+#[repr(align(128))]
+#[derive(Default)]
+struct RowCount(AtomicU64);
 
 impl<'a, T: Element> Problem<'a, T> {
     pub(super) fn new(
@@ -54,7 +59,7 @@ impl<'a, T: Element> Problem<'a, T> {
         } else {
             Cow::Owned(upstream.as_standard_layout().into_owned())
         };
-        let forwarded = AtomicU64::new(0);
+        let forwarded = RowCount::default();
         Ok(Self { operation, name, declared, inputs, upstream, output_shape, rows, progress, forwarded })
     }
 
@@ -85,7 +90,7 @@ impl<'a, T: Element> Problem<'a, T> {
 
     /// Forwards of the whole input carried out until now, rounded up.
     pub(super) fn forwards(&self) -> u64 {
-        self.forwarded.load(Ordering::Relaxed).div_ceil(self.rows.max(1) as u64)
+        self.forwarded.0.load(Ordering::Relaxed).div_ceil(self.rows.max(1) as u64)
     }
 
     /// Whether the caller asked for the end.
@@ -128,6 +133,17 @@ impl<'a, T: Element> Problem<'a, T> {
         probe: impl FnOnce() -> Option<Probe>,
     ) -> Result<(), CheckError> {
         self.count(rows.len())?;
+        self.run_rows(rows, inputs, output, probe)
+    }
+
+    /// The same for one who has counted the rows already.
+    pub(super) fn run_rows(
+        &self,
+        rows: Range<usize>,
+        inputs: &[&[T]],
+        output: &mut [T],
+        probe: impl FnOnce() -> Option<Probe>,
+    ) -> Result<(), CheckError> {
         let unable = || Err(format!("{} cannot be run on rows {rows:?}", self.name).into());
         caught(|| self.operation.forward_rows(rows.clone(), inputs, output).unwrap_or_else(unable))
             .map_err(|failure| failure.at(Call { stage: Stage::Forward, probe: probe() }))
@@ -159,7 +175,7 @@ impl<'a, T: Element> Problem<'a, T> {
         /// Blocks that a small input is cut into.
         const BLOCKS: usize = 16;
         /// Elements that are worth a call.
-        const WORTH: usize = 1 << 11;
+        const WORTH: usize = 1 << 12;
         /// Operations like to take several rows together: a block has a multiple of as many, where they are short.
         const TOGETHER: usize = 8;
         let width = self.width();
@@ -207,7 +223,7 @@ impl<'a, T: Element> Problem<'a, T> {
             return Err(CheckError::Stopped { forwards: self.forwards() });
         }
         let whole = self.rows.max(1) as u64;
-        let before = self.forwarded.fetch_add(rows as u64, Ordering::Relaxed);
+        let before = self.forwarded.0.fetch_add(rows as u64, Ordering::Relaxed);
         self.progress.advance((before + rows as u64) / whole - before / whole);
         Ok(())
     }

@@ -70,13 +70,16 @@ pub struct Report {
 pub struct Timing {
     /// Seconds of the whole check.
     pub seconds: f64,
+    /// Seconds of what the mode is made of: the differences of all inputs, with pilots and second looks, and the
+    /// verification of independence. The rest is exact checks, the noise, and judging.
+    pub measuring_seconds: f64,
     /// Seconds of one forward of the whole input: the median of some before and some after the check.
     pub forward_seconds: f64,
     /// Forwards, and backwards, that the mode takes by definition. For `R` rows of `C` columns in mode `local`: `4 C`
     /// for the differences and their truncation, 4 for each parameter, `4 ceil(log2 R)` to verify the independence of
-    /// the rows. Pilots, second looks, the noise and the other exact checks are not among them.
+    /// the rows. Pilots and second looks are not among them.
     pub forwards: u64,
-    /// The seconds of the check over those of the forwards.
+    /// The seconds of measuring over those of so many forwards.
     pub ratio: f64,
 }
 

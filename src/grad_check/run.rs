@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use ndarray::ArrayD;
 
@@ -250,16 +251,17 @@ impl GradCheck {
             return Err(CheckError::Setting { setting: "mode line", expected: "the operation's own backward", found });
         }
         let (mode, step, tolerance, budget) = (self.mode, self.step, self.tolerance::<T>(), self.budget);
-        let counted = AtomicU64::new(0);
-        let session = Session { problem, mode, step, tolerance, budget, own_backward, counted };
+        let [counted, measuring] = [(); 2].map(|()| AtomicU64::new(0));
+        let session = Session { problem, mode, step, tolerance, budget, own_backward, counted, measuring };
         let mut clock = if self.timed { Some(Clock::start(problem)?) } else { None };
         let findings = session.run(given)?;
         if let Some(clock) = &mut clock {
             clock.stop(problem)?;
         }
-        let forwards = session.counted.into_inner();
+        let (forwards, measuring) =
+            (session.counted.into_inner(), Duration::from_nanos(session.measuring.into_inner()));
         let report = self.report(problem, tolerance, findings);
-        Ok(Report { timing: clock.map(|clock| clock.timing(forwards)), ..report })
+        Ok(Report { timing: clock.map(|clock| clock.timing(forwards, measuring)), ..report })
     }
 
     fn report<T: Element>(&self, problem: &Problem<'_, T>, tolerance: Tolerance, findings: Findings) -> Report {

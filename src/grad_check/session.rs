@@ -39,6 +39,8 @@ pub(super) struct Session<'a, T: Element> {
     pub(super) own_backward: bool,
     /// Forwards that the measurements took by definition, without pilots, second looks and the measure of the noise.
     pub(super) counted: AtomicU64,
+    /// Nanoseconds that passed in what they are counted for.
+    pub(super) measuring: AtomicU64,
 }
 
 /// What a session found.
@@ -81,7 +83,7 @@ impl<T: Element> Session<'_, T> {
         if splits {
             let backwards = if self.own_backward { self.independence() } else { 0 };
             self.counted.fetch_add(self.independence() + backwards, Ordering::Relaxed);
-            let independence = independence::verify(problem, self.own_backward)?;
+            let independence = self.measuring(|| independence::verify(problem, self.own_backward))?;
             let may_split = independence::may_split(&independence);
             checks.extend(independence);
             // What is split by row would be split wrongly.
@@ -124,13 +126,21 @@ impl<T: Element> Session<'_, T> {
             let judge = Judge::new(self.tolerance, row_len, given.unit_roundoff, T::UNIT_ROUNDOFF, terms);
             let local = Local { problem, noise, step: self.step, judge: &judge, by_blocks, rows_verified: splits };
             let analytic = given.into_values();
-            let (measured, directions) = self.measure(&local, k, &analytic, share)?;
+            let (measured, directions) = self.measuring(|| self.measure(&local, k, &analytic, share))?;
             findings.inputs.push(judge_input(problem, k, judge, analytic, measured, directions));
             if problem.is_stopped() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Runs what forwards are counted for.
+    fn measuring<R>(&self, work: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let found = work();
+        self.measuring.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        found
     }
 
     /// Whether the declared independence of rows and columns is relied on, after it was verified.

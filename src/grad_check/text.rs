@@ -33,11 +33,11 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Timing {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seconds, forward_seconds, forwards, ratio } = self;
+        let Self { seconds, measuring_seconds, forward_seconds, forwards, ratio } = self;
         writeln!(
             formatter,
-            "time: {seconds:.3} s, which is {ratio:.2} times {forwards} forwards of the whole input on these threads, \
-             of {:.3} ms each",
+            "time: {seconds:.3} s, {measuring_seconds:.3} s of it to measure, which is {ratio:.2} times {forwards} forwards \
+             of the whole input on these threads, of {:.3} ms each",
             1e3 * forward_seconds
         )
     }

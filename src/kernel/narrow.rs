@@ -47,12 +47,11 @@
 //! backward.
 
 use super::careful::NARROW;
-use super::stats::values;
 use super::wide::{self, Wide, power_of_two};
 use super::wide_lanes::WideLanes;
 use crate::Element;
 use crate::element::Vectorized;
-use crate::simd::{BATCH, Isa, Lanes};
+use crate::simd::{BATCH, Isa, Lanes, values};
 
 /// A column of eight rows.
 pub(super) type Column<T, I> = <<T as Vectorized>::Wide as Wide>::Lanes<I>;

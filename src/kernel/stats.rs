@@ -21,7 +21,7 @@
 use super::segment;
 use crate::Element;
 use crate::element::Vectorized;
-use crate::simd::{BATCH, Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
 use std::ops::Add;
 
 /// A sum that carries its own rounding error along (Neumaier's variant of Kahan's algorithm).
@@ -236,14 +236,6 @@ impl<T: Element> Moments<T> {
     fn is_far(&self, i: usize, per_element: f64) -> bool {
         self.squares[i] < 2.0 * (self.sum[i] * per_element) * self.sum[i]
     }
-}
-
-/// The values of a register.
-#[inline(always)]
-pub(super) fn values<I: Isa, L: Lanes<f64, I>>(register: L) -> [f64; BATCH] {
-    let mut found = [0.0; BATCH];
-    register.store(&mut found);
-    found
 }
 
 /// The values of a register, rounded to the element type.

@@ -13,9 +13,8 @@
 //! - A zero that the scalar code adds is not added. It could change a negative zero alone, and neither error of a sum nor
 //!   of a product is ever that: equal numbers subtracted give a positive zero.
 
-use super::stats::values;
 use super::wide::Double;
-use crate::simd::{BATCH, Isa, Lanes};
+use crate::simd::{BATCH, Isa, Lanes, values};
 use std::fmt::Debug;
 use std::ops::{Add, Mul, Sub};
 

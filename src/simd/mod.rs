@@ -126,3 +126,11 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
         I::F64::load(isa, &found)
     }
 }
+
+/// The values of a register.
+#[inline(always)]
+pub(crate) fn values<I: Isa, L: Lanes<f64, I>>(register: L) -> [f64; BATCH] {
+    let mut found = [0.0; BATCH];
+    register.store(&mut found);
+    found
+}

@@ -106,7 +106,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Report> {
         ElementType::F64 => judge::<f64>(check, &subject, &theirs, arguments.quiet)?,
     };
     // Where nothing was compared there is nothing to draw, and the verdict says so.
-    if let Some(svg) = worst(&report).and_then(|input| input.svg().ok()) {
+    if arguments.heatmap.is_some()
+        && let Some(svg) = worst(&report).and_then(|input| input.svg().ok())
+    {
         outputs.write_text("--heatmap", &svg)?;
     }
     outputs.commit()?;

@@ -42,7 +42,7 @@ use super::forward::{Parameters, Place};
 use super::stats::{self, BatchSums, CloseSegment, SegmentTotals};
 use super::{NOT_WRITTEN, STORED, STREAMED, careful, room};
 use crate::Element;
-use crate::simd::{BATCH, Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
 use block::Block;
 use careful_rows::{Targets, rescued_row};
 use parameter_sums::Counts;
@@ -484,7 +484,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         // Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel.
         const SMALL: f64 = 1e-18;
         let largest = if T::HAS_WIDE_RANGE { f64::MAX } else { f32::MAX.into() };
-        let (sum_g, product) = (stats::values(sum_g), stats::values(product));
+        let (sum_g, product) = (values(sum_g), values(product));
         let mut ordinary = true;
         for i in 0..BATCH {
             let size = product[i].abs() + sum_g[i].abs();

@@ -11,10 +11,9 @@ use crate::kernel::copy::Bring;
 use crate::kernel::forward::Parameters;
 use crate::kernel::forward::Place;
 use crate::kernel::narrow::{self, Column, Columns, ROOM, SPAN, STAGED, Statistics, TOGETHER};
-use crate::kernel::stats::values;
 use crate::kernel::wide::{self, Wide, power_of_two};
 use crate::kernel::wide_lanes::WideLanes;
-use crate::simd::{BATCH, Isa, Lanes};
+use crate::simd::{BATCH, Isa, Lanes, values};
 use std::ops::Range;
 
 /// `mean(g * xhat)` in `f64` that is smaller, and not 0, is left to the scalar code.

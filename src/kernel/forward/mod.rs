@@ -19,7 +19,7 @@ use super::wide::Wide;
 use super::wide_lanes::WideLanes;
 use super::{NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
-use crate::simd::{BATCH, Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
 use piece::{Coefficients, Piece};
 use std::ops::Range;
 
@@ -397,8 +397,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let variance = I::F64::load(self.isa, &found.variance);
             let variance =
                 <T::Wide as Wide>::Lanes::<I>::new(self.isa, variance).plus(I::F64::splat(self.isa, epsilon));
-            with_epsilon = stats::values(variance.value());
-            roots = stats::values(variance.reciprocal_sqrt().value());
+            with_epsilon = values(variance.value());
+            roots = values(variance.reciprocal_sqrt().value());
             let mut finite = true;
             for i in 0..BATCH {
                 finite &= roots[i].is_finite();
