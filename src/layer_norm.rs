@@ -325,6 +325,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             rstd: &cache.rstd,
             dx: Some((&mut dx, false)),
             streaming: self.streaming,
+            continues: false,
         };
         let mut sums = [self.gamma, self.beta].map(|parameter| parameter.map(|_| vec![T::ZERO; parameters.width]));
         driver::backward(job, sums.each_mut().map(|sum| sum.as_deref_mut().map(|sum| (sum, false))));
@@ -420,6 +421,7 @@ impl<'p, T: Element> LayerNorm<'p, T> {
             rstd: statistics.rstd,
             dx: dx.map(GradientMut::into_parts),
             streaming: self.streaming,
+            continues: false,
         };
         driver::backward(job, [dgamma, dbeta].map(|gradient| gradient.map(GradientMut::into_parts)));
         Ok(())

@@ -195,6 +195,27 @@ fn hard_long_rows_have_the_same_bits<T: Element>() {
     }
 }
 
+/// Rows that one thread takes in blocks of eight, and more threads a batch at a time: the second begins with what the first
+/// left, and may have a row that is computed alone.
+#[test]
+fn later_batches_of_long_rows_have_the_same_bits() {
+    fn check<T: Element>(rows: usize, width: usize) {
+        for row in [2, 8, 13] {
+            for dy_scale in [1.0, 1e-35] {
+                let mut case = Case::<T>::random(rows, width, true, true, 38);
+                for dy in &mut case.dy[row * width..][..width] {
+                    *dy = T::from_f64(dy.to_f64() * dy_scale);
+                }
+                let backend = backends().pop().unwrap();
+                same_on_more_threads(&format!("{rows}x{width}, row {row} times {dy_scale}"), || case.run(backend, 1));
+            }
+        }
+    }
+    check::<f32>(16, 65_536);
+    check::<f32>(21, 66_001);
+    check::<f64>(16, 32_768);
+}
+
 #[test]
 fn hard_long_rows_of_f32_have_the_same_bits_on_any_number_of_threads() {
     hard_long_rows_have_the_same_bits::<f32>();

@@ -19,6 +19,10 @@ const PARTS: usize = 16;
 /// Bytes of x for which a part is worth its own parameter gradients.
 const PART_BYTES: usize = 96 << 10;
 
+/// Rows for which it is: the first and the last of a part are read and written alone, not while others are, and its sums are
+/// a row's length to be added to those of the other parts.
+const PART_ROWS: usize = 2 * BATCH;
+
 /// Backward over rows `first..first + mean.len()`.
 #[derive(Debug)]
 pub(crate) struct BackwardJob<'a, 'x, T> {
@@ -34,6 +38,8 @@ pub(crate) struct BackwardJob<'a, 'x, T> {
     pub(crate) dx: Option<(&'a mut [T], bool)>,
     /// Whether to write dx past the caches.
     pub(crate) streaming: Streaming,
+    /// Whether the sums of dgamma and dbeta hold those of rows before these: of others they are zeros.
+    pub(crate) continues: bool,
 }
 
 /// Runs a job that starts at row 0; writes dgamma and dbeta, `width` elements each, where they are wanted, or adds to them.
@@ -58,7 +64,8 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
         let task = if parallel { super::task_rows::<T>(rows, width) } else { rows };
         return job.split(0, task, parallel, place, None);
     }
-    let parts = (rows * width * size_of::<T>() / PART_BYTES).clamp(1, PARTS).next_power_of_two();
+    let worth = (rows * width * size_of::<T>() / PART_BYTES).min(rows / PART_ROWS);
+    let parts = worth.clamp(1, PARTS).next_power_of_two();
     let part = rows.div_ceil(parts).max(1);
     let part = part.next_multiple_of(if part <= GROUP { BATCH } else { GROUP });
     if rows <= BATCH && long_rows::are_long::<T>(width) {
@@ -72,8 +79,8 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
     let len = ParameterSums::<T>::len(width);
     let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * len];
     let backend = job.backend;
-    if is_shared && part == BATCH {
-        long_rows::backward(job, place, Some(&mut sums));
+    if is_shared && part <= GROUP {
+        long_rows::backward(job, place, Some((&mut sums, part)));
     } else {
         job.split(0, part, parallel, place, Some(&mut sums));
     }
@@ -144,9 +151,9 @@ impl<T: Element> BackwardJob<'_, '_, T> {
         }
     }
 
-    /// On this thread; `sums`, all zeros, has one part.
+    /// On this thread; `sums` has one part.
     fn run(self, first: usize, place: Place, mut sums: Option<&mut [T]>) {
-        let Self { backend, parameters, x, dy, mean, rstd, mut dx, .. } = self;
+        let Self { backend, parameters, x, dy, mean, rstd, mut dx, continues, .. } = self;
         let width = parameters.width;
         let rows = mean.len();
         let in_place = x.is_contiguous() && dy.is_contiguous();
@@ -173,6 +180,7 @@ impl<T: Element> BackwardJob<'_, '_, T> {
                     lost: &mut lost,
                     group,
                     is_first: start == 0,
+                    is_zero: start == 0 && !continues,
                 }),
                 place,
                 staged: &mut staged,

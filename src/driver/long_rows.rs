@@ -97,10 +97,10 @@ fn share_forward<T: Element>(
     true
 }
 
-/// Backward of all rows; `sums`, all zeros, has one part for each [`BATCH`] of them.
-pub(super) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, place: Place, mut sums: Option<&mut [T]>) {
+/// Backward of all rows; `sums`, all zeros, has one part for each so many of them: whole batches, one group at most.
+pub(super) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, place: Place, mut sums: Option<(&mut [T], usize)>) {
     rayon::scope(|_| {
-        let BackwardJob { backend, parameters, x, dy, mean, rstd, mut dx, streaming } = job;
+        let BackwardJob { backend, parameters, x, dy, mean, rstd, mut dx, streaming, .. } = job;
         let width = parameters.width;
         let len = ParameterSums::<T>::len(width);
         let mut room = Room::default();
@@ -110,16 +110,17 @@ pub(super) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, place: Place, mu
             let span = rows.start * width..rows.end * width;
             let dx = dx.as_mut().map(|(dx, accumulate)| (&mut dx[span], *accumulate));
             let rstd = &rstd[rows];
-            let mut job = BackwardJob { backend, parameters, x, dy, mean, rstd, dx, streaming };
-            let mut part = sums.as_deref_mut().map(|sums| &mut sums[i * len..][..len]);
+            let continues = sums.as_ref().is_some_and(|(_, part)| !first.is_multiple_of(*part));
+            let mut job = BackwardJob { backend, parameters, x, dy, mean, rstd, dx, streaming, continues };
+            let mut part = sums.as_mut().map(|(sums, part)| &mut sums[first / *part * len..][..len]);
             let gradients = match part.as_deref_mut() {
                 Some(part) => {
                     let (dgamma, dbeta) = part.split_at_mut(ParameterSums::<T>::start_of_dbeta(width));
-                    [Some((&mut dgamma[..width], false)), Some((&mut dbeta[..width], false))]
+                    [Some((&mut dgamma[..width], continues)), Some((&mut dbeta[..width], continues))]
                 }
                 None => [None, None],
             };
-            if !share_backward(&mut job, first, place, gradients, &mut room) {
+            if !share_backward(&mut job, first, place, (gradients, false), &mut room) {
                 // With parameter gradients, a batch is one task.
                 let task = if part.is_some() { BATCH } else { 1 };
                 job.split(first, task, true, place, part);
@@ -135,7 +136,7 @@ pub(super) fn backward_of_batch<T: Element>(
     place: Place,
     gradients: [Option<(&mut [T], bool)>; 2],
 ) -> bool {
-    rayon::scope(|_| share_backward(job, 0, place, gradients, &mut Room::default()))
+    rayon::scope(|_| share_backward(job, 0, place, (gradients, true), &mut Room::default()))
 }
 
 /// Room for what batches of rows need, one after the other.
@@ -147,12 +148,13 @@ struct Room<T> {
     sums: Vec<backward_rows::SegmentSums>,
 }
 
-/// Shares the rows of a batch, which begin with row `first`; or says that they are not for that, and writes nothing.
+/// Shares the rows of a batch, which begin with row `first`; or says that they are not for that, and writes nothing. With the
+/// gradients of the parameters comes whether they are done then.
 fn share_backward<T: Element>(
     job: &mut BackwardJob<'_, '_, T>,
     first: usize,
     place: Place,
-    gradients: [Option<(&mut [T], bool)>; 2],
+    (gradients, are_done): ([Option<(&mut [T], bool)>; 2], bool),
     room: &mut Room<T>,
 ) -> bool {
     use backward_rows::{Columns, Differentiator, Finish, LongRows, Segments};
@@ -184,7 +186,9 @@ fn share_backward<T: Element>(
         let [a, b, c, d, e, f, g, h, dgamma, dbeta] = written;
         let dx = (!a.is_empty()).then_some(([a, b, c, d, e, f, g, h], add_dx));
         let sums = [(dgamma, add_dgamma), (dbeta, add_dbeta)].map(|sums| (!sums.0.is_empty()).then_some(sums));
-        let kernel = Columns { parameters, x, dy, differentiator: &differentiator, columns, dx, sums, place };
+        let stream_sums = are_done && place == Place::Memory;
+        let differentiator = &differentiator;
+        let kernel = Columns { parameters, x, dy, differentiator, columns, dx, sums, place, stream_sums };
         T::run(backend, Work::LongBackward(LongRows::Columns(kernel)));
     });
     true

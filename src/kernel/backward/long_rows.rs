@@ -96,6 +96,8 @@ pub(crate) struct Columns<'a, T> {
     /// Those columns of dgamma and of dbeta, the same. gamma is there where either is wanted.
     pub(crate) sums: [Option<(&'a mut [T], bool)>; 2],
     pub(crate) place: Place,
+    /// Whether to write the sums past the caches: not where they are soon added to.
+    pub(crate) stream_sums: bool,
 }
 
 impl<T: Element> Kernel for LongRows<'_, T> {
@@ -183,7 +185,17 @@ impl<T: Element> Finish<'_, T> {
 impl<T: Element> Columns<'_, T> {
     #[inline(always)]
     fn run<I: Isa, const MODE: u8>(self, isa: I) {
-        let Self { parameters, x, dy, differentiator: Differentiator(rows), columns, mut dx, mut sums, place } = self;
+        let Self {
+            parameters,
+            x,
+            dy,
+            differentiator: Differentiator(rows),
+            columns,
+            mut dx,
+            mut sums,
+            place,
+            stream_sums,
+        } = self;
         let width = parameters.width;
         let batch = x.len() / width;
         let gamma = parameters.gamma.unwrap_or(&[]);
@@ -229,7 +241,7 @@ impl<T: Element> Columns<'_, T> {
                         staged: &staged_sums[k * tile..][..len],
                         target: &mut sums[start..][..len],
                         accumulate: *accumulate,
-                        stream: is_memory,
+                        stream: stream_sums,
                     });
                 }
             }

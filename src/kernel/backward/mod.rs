@@ -309,9 +309,13 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let is_staged = !self.staged.is_empty();
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
+        // The first eight rows need no array of their own: zero and their sum is their sum.
+        let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero) && !self.counts.is_begun;
         let (dgamma, dbeta) = match parameter_sums {
             // Nobody may want the sums: then they stay in the block.
-            _ if const { MODE == FULL } && WRITE != NOT_WRITTEN && FUSED => ParameterSums::halves(self.block, width),
+            _ if const { MODE == FULL } && WRITE != NOT_WRITTEN && FUSED && !is_first_block => {
+                ParameterSums::halves(self.block, width)
+            }
             Some(sums) if const { MODE == FULL } && WRITE != NOT_WRITTEN => sums.of_group(width),
             _ => (&mut [][..], &mut [][..]),
         };
@@ -403,7 +407,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 isa.run(Bring { staged: &self.staged[here.clone()], target: &mut dx[here], accumulate, stream: true });
             }
             if const { MODE == FULL } {
-                self.counts.is_pending = FUSED;
+                self.counts.is_pending = FUSED && !is_first_block;
                 self.count_rows::<FUSED>(written.len());
             }
         }
@@ -449,9 +453,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
     }
 
-    /// Adds the block to the group, if it holds anything.
+    /// Adds the block to the group, if it holds anything. What comes next is another block.
     #[inline(always)]
     fn add_block(&mut self) {
+        self.counts.is_begun = true;
         if std::mem::take(&mut self.counts.is_pending)
             && let Some(sums) = &mut self.backward.sums
         {

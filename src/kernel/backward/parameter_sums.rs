@@ -18,6 +18,8 @@ pub(crate) struct ParameterSums<'a, T> {
     pub(crate) group: &'a mut [T],
     /// Whether the group is the first: it is added up in the totals, which are zeros, and `lost` and `group` are not used.
     pub(crate) is_first: bool,
+    /// Whether the totals are zeros still: the first block is then added up in them.
+    pub(crate) is_zero: bool,
 }
 
 impl<T: Element> ParameterSums<'_, T> {
@@ -75,4 +77,6 @@ pub(super) struct Counts {
     pub(super) in_block: usize,
     /// Whether the array of the block holds any of them.
     pub(super) is_pending: bool,
+    /// Whether the group holds more than the rows of the block.
+    pub(super) is_begun: bool,
 }

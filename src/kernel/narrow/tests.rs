@@ -163,7 +163,8 @@ impl<T: Element> Case<T> {
         let len = ParameterSums::<T>::len(self.width);
         let [mut total, mut lost, mut group] = [(); 3].map(|()| vec![T::ZERO; len]);
         let mut dx = if self.accumulate { self.dy.clone() } else { vec![poison; self.x.len()] };
-        let sums = ParameterSums { total: &mut total, lost: &mut lost, group: &mut group, is_first: true };
+        let sums =
+            ParameterSums { total: &mut total, lost: &mut lost, group: &mut group, is_first: true, is_zero: true };
         let kernel = Backward {
             parameters: self.parameters(),
             x: &self.x,
