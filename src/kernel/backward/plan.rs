@@ -21,8 +21,8 @@ impl Plan {
     const BATCH_BYTES: usize = 12 << 10;
     /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
-    /// Chunks from one that is read to the one that is asked for.
-    pub(super) const AHEAD: usize = 64;
+    /// Chunks from one that is read to the one that is asked for; as in forward, no multiple of 4 KiB.
+    pub(super) const AHEAD: usize = 40;
 
     pub(super) fn new<T: Element>(width: usize, is_fused: bool) -> Self {
         let most = Self::BATCH_BYTES / (width * size_of::<T>());
