@@ -79,12 +79,14 @@
 //!   `backward::a_constant_row_without_epsilon_has_no_gradient`)
 //! - The results of one shape have the same bits on any number of threads, whoever else calls at the same time.
 //!   (`threads::any_number_of_threads_gives_the_same_bits`,
+//!   `threads::the_sign_of_a_zero_sum_is_the_same_on_any_number_of_threads`,
 //!   `load::a_hundred_thousand_calls_from_eight_threads_keep_their_bits`)
 //! - Few long rows are shared by several threads, with the bits of one.
 //!   (`threads::long_rows_of_f32_have_the_same_bits_on_any_number_of_threads`,
 //!   `threads::long_rows_of_f64_have_the_same_bits_on_any_number_of_threads`,
 //!   `threads::hard_long_rows_of_f32_have_the_same_bits_on_any_number_of_threads`,
 //!   `threads::hard_long_rows_of_f64_have_the_same_bits_on_any_number_of_threads`,
+//!   `threads::later_batches_of_long_rows_have_the_same_bits_on_any_number_of_threads`,
 //!   `threads::any_gradients_of_long_rows_have_the_same_bits_on_any_number_of_threads`)
 //! - They have the same bits on every backend with fused multiply-add: AVX2, AVX-512, and whatever is built for such a
 //!   target. (`backends::f32_has_the_bits_of_the_model_at_every_width`,

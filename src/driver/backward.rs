@@ -19,9 +19,12 @@ const PARTS: usize = 16;
 /// Bytes of x for which a part is worth its own parameter gradients.
 const PART_BYTES: usize = 96 << 10;
 
-/// Rows for which it is: the first and the last of a part are read and written alone, not while others are, and its sums are
-/// a row's length to be added to those of the other parts.
+/// Rows for which it is: the first and the last of a part from memory are read and written alone, not while others are, and
+/// its sums are a row's length to be added to those of the other parts.
 const PART_ROWS: usize = 2 * BATCH;
+
+/// Parts of fewer rows that are worth it all the same, so that as many threads have work, of rows that they do not share.
+const BUSY_PARTS: usize = 8;
 
 /// Backward over rows `first..first + mean.len()`.
 #[derive(Debug)]
@@ -64,7 +67,8 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
         let task = if parallel { super::task_rows::<T>(rows, width) } else { rows };
         return job.split(0, task, parallel, place, None);
     }
-    let worth = (rows * width * size_of::<T>() / PART_BYTES).min(rows / PART_ROWS);
+    let busy = if long_rows::are_long::<T>(width) { 1 } else { (rows / BATCH).min(BUSY_PARTS) };
+    let worth = (rows * width * size_of::<T>() / PART_BYTES).min((rows / PART_ROWS).max(busy));
     let parts = worth.clamp(1, PARTS).next_power_of_two();
     let part = rows.div_ceil(parts).max(1);
     let part = part.next_multiple_of(if part <= GROUP { BATCH } else { GROUP });
@@ -94,11 +98,10 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
 
 /// Writes a parameter gradient, or adds it.
 fn put<T: Element>(sums: &[T], target: &mut [T], accumulate: bool) {
-    if !accumulate {
-        return target.copy_from_slice(sums);
-    }
     for (target, sum) in target.iter_mut().zip(sums) {
-        *target = T::from_f64(target.to_f64() + sum.to_f64());
+        // A zero whose sign is that of its terms or plus, as they were added up, becomes plus zero.
+        let sum = sum.to_f64() + 0.0;
+        *target = T::from_f64(if accumulate { target.to_f64() + sum } else { sum });
     }
 }
 

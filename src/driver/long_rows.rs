@@ -120,7 +120,7 @@ pub(super) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, place: Place, mu
                 }
                 None => [None, None],
             };
-            if !share_backward(&mut job, first, place, (gradients, false), &mut room) {
+            if !share_backward(&mut job, first, place, gradients, false, &mut room) {
                 // With parameter gradients, a batch is one task.
                 let task = if part.is_some() { BATCH } else { 1 };
                 job.split(first, task, true, place, part);
@@ -136,7 +136,7 @@ pub(super) fn backward_of_batch<T: Element>(
     place: Place,
     gradients: [Option<(&mut [T], bool)>; 2],
 ) -> bool {
-    rayon::scope(|_| share_backward(job, 0, place, (gradients, true), &mut Room::default()))
+    rayon::scope(|_| share_backward(job, 0, place, gradients, true, &mut Room::default()))
 }
 
 /// Room for what batches of rows need, one after the other.
@@ -148,13 +148,14 @@ struct Room<T> {
     sums: Vec<backward_rows::SegmentSums>,
 }
 
-/// Shares the rows of a batch, which begin with row `first`; or says that they are not for that, and writes nothing. With the
-/// gradients of the parameters comes whether they are done then.
+/// Shares the rows of a batch, which begin with row `first`; or says that they are not for that, and writes nothing. The
+/// sums `are_done` if no other batch adds to them.
 fn share_backward<T: Element>(
     job: &mut BackwardJob<'_, '_, T>,
     first: usize,
     place: Place,
-    (gradients, are_done): ([Option<(&mut [T], bool)>; 2], bool),
+    gradients: [Option<(&mut [T], bool)>; 2],
+    are_done: bool,
     room: &mut Room<T>,
 ) -> bool {
     use backward_rows::{Columns, Differentiator, Finish, LongRows, Segments};

@@ -127,9 +127,7 @@ impl<'p, T: Element> Block<'p, T> {
             widths,
             found: vec![Difference::UNKNOWN; count],
         };
-        if let Buffers::Rows { .. } = block.buffers {
-            problem.count(count)?;
-        }
+        block.count(1)?;
         block.forward(Side::Plus, || None)?;
         let (plus, _) = block.outputs();
         let width = problem.width();
@@ -198,10 +196,7 @@ impl<'p, T: Element> Block<'p, T> {
         self.column = given;
         let is_far = |row: usize, reaches: &[Reach]| reaches.get(row).is_some_and(|reach| reach.is_far(steps[row]));
         let is_any_far = (0..steps.len()).any(|row| is_far(row, &self.reaches));
-        if let Buffers::Rows { .. } = self.buffers {
-            // Once for all forwards: threads would wait for each other's counting.
-            self.problem.count(self.rows() * if is_any_far { 6 } else { 4 })?;
-        }
+        self.count(if is_any_far { 6 } else { 4 })?;
         if is_any_far {
             self.quotients(column, steps, 4.0)?;
             self.quotients_to(|block| &mut block.widest);
@@ -284,7 +279,16 @@ impl<'p, T: Element> Block<'p, T> {
         }
     }
 
-    /// Runs one forward. The rows of a block are counted by the caller.
+    /// Counts the rows of so many forwards of a block at once, or threads would wait for each other's counting. A forward of
+    /// everything counts itself.
+    fn count(&self, forwards: usize) -> Result<(), CheckError> {
+        match self.buffers {
+            Buffers::Rows { .. } => self.problem.count(self.rows() * forwards),
+            Buffers::Everything { .. } => Ok(()),
+        }
+    }
+
+    /// Runs one forward, which was [counted](Self::count).
     fn forward(&mut self, side: Side, probe: impl FnOnce() -> Option<Probe>) -> Result<(), CheckError> {
         let problem = self.problem;
         match &mut self.buffers {

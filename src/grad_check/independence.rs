@@ -141,7 +141,8 @@ fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, pass:
     let targets = target.par_chunks_mut(row_len).with_min_len(GRAIN.div_ceil(row_len));
     targets.enumerate().for_each(|(row, target)| {
         if is_filled(row, pass) {
-            let next = &original[(row + 1) % rows * row_len..][..row_len];
+            let next = if row + 1 < rows { row + 1 } else { 0 };
+            let next = &original[next * row_len..][..row_len];
             let (first, others) = next.split_at(1);
             for (value, next) in target.iter_mut().zip(others.iter().chain(first)) {
                 *value = T::from_f64(0.9375 * next.to_f64());
@@ -183,7 +184,7 @@ fn bits_of_rows<T: Element>(values: &[T], row_len: usize, looked_at: &(dyn Fn(us
     rows.map(|(row, values)| if looked_at(row) { hash_of_row(values) } else { 0 }).collect()
 }
 
-/// Four hashes, each of every fourth 64 bits, so that the processor need not wait for one multiplication to begin the next,
+/// Four hashes, each of a fourth of the numbers, so that the processor need not wait for one multiplication to begin the next,
 /// and then a hash of these.
 fn hash_of_row<T: Element>(row: &[T]) -> u64 {
     const LANES: usize = 4;
@@ -225,5 +226,7 @@ fn differing_bits<T: Element>(a: &ArrayD<T>, b: &ArrayD<T>, len: usize) -> Vec<u
 
 /// Folds 64 bits into a hash; each step is a bijection, so that one changed number always shows.
 fn mixed(hash: u64, bits: u64) -> u64 {
-    (hash.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    let product = (hash.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // The upper bits, a sign among them, would else reach few others.
+    product ^ product >> 29
 }

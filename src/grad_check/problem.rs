@@ -88,7 +88,7 @@ impl<'a, T: Element> Problem<'a, T> {
         ArrayD::from_elem(IxDyn(&self.output_shape), T::from_f64(f64::NAN))
     }
 
-    /// Forwards of the whole input carried out until now, rounded up.
+    /// Forwards of the whole input carried out until now, rounded up; those of a difference are counted as it begins.
     pub(super) fn forwards(&self) -> u64 {
         self.forwarded.0.load(Ordering::Relaxed).div_ceil(self.rows.max(1) as u64)
     }

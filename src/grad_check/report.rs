@@ -77,7 +77,7 @@ pub struct Timing {
     pub forward_seconds: f64,
     /// Forwards, and backwards, that the mode takes by definition. For `R` rows of `C` columns in mode `local`: `4 C`
     /// for the differences and their truncation, 4 for each parameter, `4 ceil(log2 R)` to verify the independence of
-    /// the rows. Pilots and second looks are not among them.
+    /// the rows. Pilots, second looks, and what verifies the independence of columns are not among them.
     pub forwards: u64,
     /// The seconds of measuring over those of so many forwards.
     pub ratio: f64,

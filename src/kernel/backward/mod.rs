@@ -309,8 +309,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let is_staged = !self.staged.is_empty();
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
-        // The first eight rows need no array of their own: zero and their sum is their sum.
-        let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero) && !self.counts.is_begun;
+        // The first eight rows need no array of their own.
+        let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
         let (dgamma, dbeta) = match parameter_sums {
             // Nobody may want the sums: then they stay in the block.
             _ if const { MODE == FULL } && WRITE != NOT_WRITTEN && FUSED && !is_first_block => {
@@ -456,10 +456,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Adds the block to the group, if it holds anything. What comes next is another block.
     #[inline(always)]
     fn add_block(&mut self) {
-        self.counts.is_begun = true;
-        if std::mem::take(&mut self.counts.is_pending)
-            && let Some(sums) = &mut self.backward.sums
-        {
+        let Some(sums) = &mut self.backward.sums else { return };
+        sums.is_zero = false;
+        if std::mem::take(&mut self.counts.is_pending) {
             sums.add_block(self.isa, self.block);
         }
     }

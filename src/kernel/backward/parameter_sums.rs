@@ -16,9 +16,10 @@ pub(crate) struct ParameterSums<'a, T> {
     pub(crate) lost: &'a mut [T],
     /// The sums of a group: zeros before and after, best at a multiple of 64 bytes.
     pub(crate) group: &'a mut [T],
-    /// Whether the group is the first: it is added up in the totals, which are zeros, and `lost` and `group` are not used.
+    /// Whether the group is the first: it is added up in the totals, and `lost` and `group` are not used.
     pub(crate) is_first: bool,
-    /// Whether the totals are zeros still: the first block is then added up in them.
+    /// Whether the totals are zeros still: the first block is then added up in them, which gives the same sums but for the
+    /// sign of zeros.
     pub(crate) is_zero: bool,
 }
 
@@ -77,6 +78,4 @@ pub(super) struct Counts {
     pub(super) in_block: usize,
     /// Whether the array of the block holds any of them.
     pub(super) is_pending: bool,
-    /// Whether the group holds more than the rows of the block.
-    pub(super) is_begun: bool,
 }

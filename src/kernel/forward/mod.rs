@@ -112,7 +112,7 @@ impl Plan {
     const WHOLE: usize = 8 << 10;
     /// Chunks in a tile of a longer row: whole runs, and a segment has a whole number of tiles.
     const TILE: usize = 64;
-    /// Chunks from one of a short row that is read to the one that is asked for from memory. No multiple of 4 KiB,
+    /// Chunks from one that is read to the one that is asked for from memory. No multiple of 4 KiB,
     /// as rows may be: what is asked for, read and written would all have one place in a page, and with 64 chunks 2048x1024
     /// took 1.31 times as long as a copy where it takes 1.20 (medians on a Xeon).
     const AHEAD: usize = 40;
