@@ -38,7 +38,7 @@
 //!
 //! # The numerical contract
 //!
-//! Each sentence names the tests that hold it (`file::test`, of the folder `tests`).
+//! Each sentence names the tests that hold it (`file::test`, of `tests` and `tests/kernels`).
 //!
 //! - y and dx are within 4 units in the last place (ULP) of the row's largest exact value, `rstd` within 4 of its own,
 //!   for rows of any width up to 100,000, where the terms of a result do not all but cancel.

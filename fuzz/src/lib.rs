@@ -1,7 +1,7 @@
 //! What the targets share: a call made of any bytes.
 //!
 //! A target decodes its bytes to a [`AnyCall`], makes it, and asks the oracle of the tests (`tests/support`) whether the
-//! result is right. `Debug` prints a test to paste into `tests/any_bits.rs`, which has the same oracle.
+//! result is right. `Debug` prints a test to paste into `tests/kernels/any_bits.rs`, which has the same oracle.
 //!
 //! The bytes choose a shape, how memory lies, a backend, `epsilon`, and for each array a few numbers from which it is
 //! filled, then single elements by their bits. So a handful of bytes makes rows of every kind, and a mutation of one of

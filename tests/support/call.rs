@@ -243,7 +243,12 @@ impl<T: Bits> fmt::Debug for Call<T> {
             values.as_ref().map_or("None".to_owned(), |values| format!("Some({})", list(values)))
         };
         let (width, epsilon) = (case.width, case.epsilon);
-        writeln!(formatter, "\n// {}, {} rows of {width}. For tests/any_bits.rs:", T::NAME, case.x.len() / width)?;
+        writeln!(
+            formatter,
+            "\n// {}, {} rows of {width}. For tests/kernels/any_bits.rs:",
+            T::NAME,
+            case.x.len() / width
+        )?;
         writeln!(formatter, "#[test]\nfn named_after_what_it_promises() {{\n    let call = Call::<{}> {{", T::NAME)?;
         writeln!(formatter, "        case: Case {{\n            width: {width},")?;
         writeln!(formatter, "            x: {},\n            dy: {},", list(&case.x), list(&case.dy))?;

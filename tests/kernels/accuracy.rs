@@ -3,11 +3,9 @@
 //! Bounds are in units in the last place (ULP) of the largest exact value: of the row for y and dx, of the array for
 //! the parameter gradients.
 
-mod support;
-
+use crate::support::exact::{self, Double, ulps};
+use crate::support::{Case, Random, backends, boundary_widths};
 use llm_operator::Element;
-use support::exact::{self, Double, ulps};
-use support::{Case, Random, backends, boundary_widths};
 
 /// y and dx, of the row's largest value.
 const ROW_ULPS: f64 = 4.0;

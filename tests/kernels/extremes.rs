@@ -1,11 +1,9 @@
 //! Finite input at the ends of the range gives finite output within the same bounds: subnormal and huge x, dy and
 //! gamma, constant rows of any size, widths at which the terms of dx cancel.
 
-mod support;
-
+use crate::support::exact::{self, Double, ulps};
+use crate::support::{Case, Random, backends};
 use llm_operator::Element;
-use support::exact::{self, Double, ulps};
-use support::{Case, Random, backends};
 
 /// The worst error of the rows of an array on any backend, in ULP of the row's largest exact value.
 fn worst<T: Element>(case: &Case<T>, dx: bool) -> f64 {
@@ -102,7 +100,7 @@ fn huge_parameters_and_gradients() {
 }
 
 /// The exact answer for dy / scale: the pairs of the test's own arithmetic overflow where dy is huge.
-fn reduced(case: &Case<f64>, scale: f64) -> support::Outcome<Double> {
+fn reduced(case: &Case<f64>, scale: f64) -> crate::support::Outcome<Double> {
     let mut reduced = case.clone();
     for dy in &mut reduced.dy {
         *dy /= scale;

@@ -1,14 +1,12 @@
 //! Rows of any bits: results are within a bound that follows from the arithmetic, whatever the size of the elements, with NaN
 //! and infinities where they are documented to be. The fuzz targets ask the same oracle, and print tests for this file.
 
-mod support;
-
+use crate::support::call::{Bits, Call, Layout};
+use crate::support::number::Number;
+use crate::support::{Case, Outcome, Random, backends, bounds};
 use llm_operator::{Element, Streaming, reference};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use support::call::{Bits, Call, Layout};
-use support::number::Number;
-use support::{Case, Outcome, Random, backends, bounds};
 
 /// A row is one of these: of all finite bits, around one power of two, or neighbours of one number.
 fn row<T: Bits>(random: &mut Random, width: usize) -> Vec<T> {

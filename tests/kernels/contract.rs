@@ -1,17 +1,15 @@
 //! The numerical contract of `src/lib.rs`: each of its sentences names the tests that hold it, and what no other test holds
 //! stands here.
 
-mod support;
-
+use crate::support::exact::{self, ulp};
+use crate::support::{Case, Framed, Random, backends};
 use llm_operator::{Backend, Element, GradientMut, GradientsMut, Statistics};
 use std::path::Path;
-use support::exact::{self, ulp};
-use support::{Case, Framed, Random, backends};
 
 /// The contract, from its heading to the next.
 fn contract() -> Vec<&'static str> {
     let lines =
-        include_str!("../src/lib.rs").lines().map(|line| line.trim_start_matches("//!").trim_start_matches(' '));
+        include_str!("../../src/lib.rs").lines().map(|line| line.trim_start_matches("//!").trim_start_matches(' '));
     let lines = lines.skip_while(|line| *line != "# The numerical contract").skip(1);
     lines.take_while(|line| !line.starts_with('#')).filter(|line| !line.is_empty()).collect()
 }
@@ -42,10 +40,13 @@ fn every_sentence_of_the_contract_names_tests_that_exist() {
         let tests = named(sentence);
         assert!(!tests.is_empty(), "no test is named: {sentence}");
         for (file, test) in tests {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{file}.rs"));
-            let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+            let paths = [folder.join(format!("{file}.rs")), folder.join("kernels").join(format!("{file}.rs"))];
+            let path =
+                paths.iter().find(|path| path.is_file()).unwrap_or_else(|| panic!("no file {file}.rs: {sentence}"));
+            let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let marked = text.split("#[test]\n").skip(1).any(|rest| rest.starts_with(&format!("fn {test}() {{")));
-            assert!(marked, "tests/{file}.rs has no test {test}: {sentence}");
+            assert!(marked, "{file}.rs has no test {test}: {sentence}");
         }
     }
 }

@@ -1,10 +1,8 @@
 //! Every backend that rounds a multiplication and an addition once gives the bits of the model, whatever the width,
 //! the offset from alignment, and the parameters.
 
-mod support;
-
+use crate::support::{Case, backends, boundary_widths, is_fused};
 use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, Streaming};
-use support::{Case, backends, boundary_widths, is_fused};
 
 fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usize]) {
     for (gamma, beta) in [(true, true), (true, false), (false, true), (false, false)] {

@@ -2,11 +2,9 @@
 
 #![allow(clippy::excessive_precision, reason = "the values stand as they were printed")]
 
-mod support;
-
+use crate::support::{Case, Framed, backends};
 use llm_operator::{LayerNorm, StatisticsMut, layer_norm};
 use ndarray::{Array, Array2, Array3, ArrayView2, Axis, s};
-use support::{Case, Framed, backends};
 
 /// Two rows, exact in binary.
 const X: [f64; 10] = [0.5, -1.25, 3.0, 2.0, -0.75, 10.0, 10.5, 9.75, 11.0, 10.25];

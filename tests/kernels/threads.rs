@@ -1,10 +1,8 @@
 //! Results have the same bits on any number of threads, and in a pool of the caller's.
 
-mod support;
-
+use crate::support::{Case, Outcome, Random, backends};
 use llm_operator::{Backend, Element, GradientMut, GradientsMut, Statistics, Streaming};
 use ndarray::{Array2, ArrayD, s};
-use support::{Case, Outcome, Random, backends};
 
 fn same_bits_on_any_number_of_threads<T: Element>(rows: usize, width: usize) {
     let case = Case::<T>::random(rows, width, true, true, 31);
@@ -97,7 +95,7 @@ fn shared_rows_have_the_bits_of_the_model() {
         let case = Case::<T>::random(2, width, true, true, 34);
         let expected = case.run(Backend::model(), 0);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
-        for backend in backends().into_iter().filter(support::is_fused).chain([Backend::model()]) {
+        for backend in backends().into_iter().filter(crate::support::is_fused).chain([Backend::model()]) {
             let found = pool.install(|| case.run(backend, 1));
             found.assert_same_bits(&expected, &format!("{} {backend:?}, width {width}", T::NAME));
         }

@@ -2,11 +2,9 @@
 
 #![allow(clippy::excessive_precision, reason = "the values stand as they were printed")]
 
-mod support;
-
+use crate::support::{Case, Framed, backends};
 use llm_operator::{Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut, layer_norm, reference};
 use ndarray::{Array2, array};
-use support::{Case, Framed, backends};
 
 /// Two rows, exact in binary.
 const X: [f64; 10] = [0.5, -1.25, 3.0, 2.0, -0.75, 10.0, 10.5, 9.75, 11.0, 10.25];
@@ -255,14 +253,14 @@ fn nan_in_dy_stays_in_its_row_and_its_columns() {
 fn a_mean_rounded_by_somebody_else_does_no_harm() {
     // What an f32 library saves for a row at 1e4 is off by up to 5e-4 of a deviation of 1.
     let mut case = Case::<f32>::random(4, 300, true, true, 6);
-    case.x = support::Random(7).normals(4 * 300, 1e4, 1.0);
+    case.x = crate::support::Random(7).normals(4 * 300, 1e4, 1.0);
     let backend = backends().pop().unwrap();
     let mut mean = vec![0.0; 4];
     let mut rstd = vec![0.0; 4];
     let mut y = vec![0.0; case.x.len()];
     let statistics = StatisticsMut { mean: &mut mean, rstd: &mut rstd };
     case.layer(backend).forward_into(&case.x, &mut y, Some(statistics)).unwrap();
-    let expected = support::exact::layer_norm(&case);
+    let expected = crate::support::exact::layer_norm(&case);
     for mean in &mut mean {
         *mean = f32::from_bits(mean.to_bits() + 1);
     }
@@ -271,6 +269,6 @@ fn a_mean_rounded_by_somebody_else_does_no_harm() {
     let statistics = Statistics { mean: &mean, rstd: &rstd };
     case.layer(backend).backward_into(&case.dy, &case.x, statistics, gradients).unwrap();
     for (found, exact) in dx.chunks(300).zip(expected.dx.chunks(300)) {
-        assert!(support::exact::ulps(found, exact) < 4.0);
+        assert!(crate::support::exact::ulps(found, exact) < 4.0);
     }
 }
