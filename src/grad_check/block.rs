@@ -303,7 +303,7 @@ impl<'p, T: Element> Block<'p, T> {
                     .enumerate()
                     .map(|(k, input)| if k == self.k { &perturbed[..] } else { input })
                     .collect();
-                problem.run_rows(self.rows.clone(), &inputs, output, probe)
+                problem.forward_rows(self.rows.clone(), &inputs, output, probe)
             }
         }
     }

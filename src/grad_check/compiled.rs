@@ -4,6 +4,7 @@
 use ndarray::ArrayD;
 
 use super::error::CheckError;
+use super::identities::Layer;
 use super::operation::{Identity, Operation};
 use super::report::Report;
 use super::run::{Given, GradCheck};
@@ -37,10 +38,7 @@ pub(crate) trait Checked: Sized {
 
     /// [`layer_norm_identities`](super::layer_norm_identities).
     fn layer_norm_identities(
-        x: &ArrayD<Self>,
-        gamma: Option<&ArrayD<Self>>,
-        dy: &ArrayD<Self>,
-        epsilon: f64,
+        layer: Layer<'_, Self>,
         dx: &ArrayD<Self>,
         parameters: Option<(&ArrayD<Self>, &ArrayD<Self>)>,
     ) -> Vec<Identity>
@@ -48,12 +46,7 @@ pub(crate) trait Checked: Sized {
         Self: Element;
 
     /// [`layer_norm_terms`](super::layer_norm_terms).
-    fn layer_norm_terms(
-        x: &ArrayD<Self>,
-        gamma: Option<&ArrayD<Self>>,
-        dy: &ArrayD<Self>,
-        epsilon: f64,
-    ) -> [Vec<f64>; 3]
+    fn layer_norm_terms(layer: Layer<'_, Self>) -> [Vec<f64>; 3]
     where
         Self: Element;
 }
@@ -82,23 +75,15 @@ macro_rules! checked {
             }
 
             fn layer_norm_identities(
-                x: &ArrayD<Self>,
-                gamma: Option<&ArrayD<Self>>,
-                dy: &ArrayD<Self>,
-                epsilon: f64,
+                layer: Layer<'_, Self>,
                 dx: &ArrayD<Self>,
                 parameters: Option<(&ArrayD<Self>, &ArrayD<Self>)>,
             ) -> Vec<Identity> {
-                identities::of_layer_norm(x, gamma, dy, epsilon, dx, parameters)
+                identities::of_layer_norm(layer, dx, parameters)
             }
 
-            fn layer_norm_terms(
-                x: &ArrayD<Self>,
-                gamma: Option<&ArrayD<Self>>,
-                dy: &ArrayD<Self>,
-                epsilon: f64,
-            ) -> [Vec<f64>; 3] {
-                identities::terms(x, gamma, dy, epsilon)
+            fn layer_norm_terms(layer: Layer<'_, Self>) -> [Vec<f64>; 3] {
+                identities::terms(layer)
             }
         }
     };

@@ -66,6 +66,7 @@ pub(super) fn blocks<T: Element>(problem: &Problem<'_, T>) -> Result<Check, Chec
             let mut framed = vec![canary; rows.len() * width + 2 * FRAME];
             let inside = FRAME..framed.len() - FRAME;
             let inputs: Vec<_> = problem.rows_of_inputs(&rows).collect();
+            problem.count(rows.len())?;
             problem.forward_rows(rows.clone(), &inputs, &mut framed[inside.clone()], || None)?;
             let outside = framed[..FRAME].iter().chain(&framed[inside.end..]);
             if outside.clone().any(|value| *value != canary) {

@@ -60,18 +60,25 @@ pub fn layer_norm_identities<T: Element>(
     dx: &ArrayD<T>,
     parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
 ) -> Vec<Identity> {
-    T::layer_norm_identities(x, gamma, dy, epsilon, dx, parameters)
+    T::layer_norm_identities(Layer { x, gamma, dy, epsilon }, dx, parameters)
+}
+
+/// What LayerNorm's gradients are of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layer<'a, T> {
+    x: &'a ArrayD<T>,
+    gamma: Option<&'a ArrayD<T>>,
+    dy: &'a ArrayD<T>,
+    epsilon: f64,
 }
 
 /// [`layer_norm_identities`].
 pub(super) fn of_layer_norm<T: Element>(
-    x: &ArrayD<T>,
-    gamma: Option<&ArrayD<T>>,
-    dy: &ArrayD<T>,
-    epsilon: f64,
+    layer: Layer<'_, T>,
     dx: &ArrayD<T>,
     parameters: Option<(&ArrayD<T>, &ArrayD<T>)>,
 ) -> Vec<Identity> {
+    let Layer { x, epsilon, .. } = layer;
     let width = x.shape().last().copied().unwrap_or(1).max(1);
     let granted_to_row = granted::<T>(width);
     let dx = dx.as_standard_layout();
@@ -95,7 +102,7 @@ pub(super) fn of_layer_norm<T: Element>(
         sum_along.look("row", number, along, expected, granted_along);
     };
     let none = || SUMS_OF_DX.map(Worst::of);
-    let (columns, worst) = Rows::new(x, gamma, dy, epsilon).visit(none, look);
+    let (columns, worst) = Rows::new(layer).visit(none, look);
     let [mut sum, mut sum_along] = none();
     for [of_block, along_of_block] in worst {
         sum.merge(of_block);
@@ -145,18 +152,12 @@ pub fn layer_norm_terms<T: Element>(
     dy: &ArrayD<T>,
     epsilon: f64,
 ) -> [Vec<f64>; 3] {
-    T::layer_norm_terms(x, gamma, dy, epsilon)
+    T::layer_norm_terms(Layer { x, gamma, dy, epsilon })
 }
 
 /// [`layer_norm_terms`].
-pub(super) fn terms<T: Element>(
-    x: &ArrayD<T>,
-    gamma: Option<&ArrayD<T>>,
-    dy: &ArrayD<T>,
-    epsilon: f64,
-) -> [Vec<f64>; 3] {
-    let rows = Rows::new(x, gamma, dy, epsilon);
-    let (columns, dx) = rows.visit(Vec::new, |dx, _, row| dx.push(row.greatest_terms()));
+pub(super) fn terms<T: Element>(layer: Layer<'_, T>) -> [Vec<f64>; 3] {
+    let (columns, dx) = Rows::new(layer).visit(Vec::new, |dx, _, row| dx.push(row.greatest_terms()));
     [
         dx.into_iter().flatten().collect(),
         columns.iter().map(|column| column.gamma_size).collect(),
@@ -291,7 +292,8 @@ struct Rows<'a, T: Element> {
 const ROWS: usize = 64;
 
 impl<'a, T: Element> Rows<'a, T> {
-    fn new(x: &'a ArrayD<T>, gamma: Option<&ArrayD<T>>, dy: &'a ArrayD<T>, epsilon: f64) -> Self {
+    fn new(layer: Layer<'a, T>) -> Self {
+        let Layer { x, gamma, dy, epsilon } = layer;
         let width = x.shape().last().copied().unwrap_or(1).max(1);
         let gamma = gamma.map(|gamma| gamma.iter().map(|gamma| gamma.to_f64()).collect());
         Self { x: x.as_standard_layout(), dy: dy.as_standard_layout(), width, gamma, epsilon }

@@ -188,6 +188,7 @@ fn sample_block<T: Element>(
             }
             let inputs: Vec<&[T]> =
                 moved.iter().zip(&given).map(|(moved, given)| moved.as_deref().unwrap_or(given)).collect();
+            problem.count(rows.len())?;
             problem.forward_rows(rows.clone(), &inputs, y, || None)
         };
         let error = match twin {

@@ -124,20 +124,8 @@ impl<'a, T: Element> Problem<'a, T> {
         })
     }
 
-    /// Runs a block of rows forward; the operation must be able to.
+    /// Runs a block of rows forward, which the caller has [counted](Self::count); the operation must be able to.
     pub(super) fn forward_rows(
-        &self,
-        rows: Range<usize>,
-        inputs: &[&[T]],
-        output: &mut [T],
-        probe: impl FnOnce() -> Option<Probe>,
-    ) -> Result<(), CheckError> {
-        self.count(rows.len())?;
-        self.run_rows(rows, inputs, output, probe)
-    }
-
-    /// The same for one who has counted the rows already.
-    pub(super) fn run_rows(
         &self,
         rows: Range<usize>,
         inputs: &[&[T]],

@@ -113,7 +113,7 @@ fn dx_alone_with_gamma_has_the_same_bits_streamed_and_not() {
 /// Runs this program's test of the offsets again, with `LLM_OPERATOR_REQUIRE`.
 fn again_requiring(backends: &str) -> (bool, String) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "bits_do_not_depend_on_the_offset", "--nocapture"])
+        .args(["--exact", "backends::bits_do_not_depend_on_the_offset", "--nocapture"])
         .env("LLM_OPERATOR_REQUIRE", backends)
         .output()
         .unwrap();

@@ -11,8 +11,11 @@
 //! The bits are those of [`Backward`], which takes the same loops. Rows outside the ordinary range are not computed here.
 
 use super::block::Block;
+use super::parameter_sums::Counts;
 use super::piece::{Coefficients, Piece, RowSums};
-use super::{Backward, Batch, Counts, FULL, PLAIN, Pipeline, Plan, SCALED};
+use super::pipeline::{Batch, Pipeline};
+use super::plan::Plan;
+use super::{Backward, FULL, PLAIN, SCALED};
 use crate::Element;
 use crate::kernel::copy::Bring;
 use crate::kernel::forward::{Parameters, Place};
@@ -56,7 +59,7 @@ pub(crate) struct Differentiator<T>(Batch<T>);
 
 impl<T: Element> Default for Differentiator<T> {
     fn default() -> Self {
-        Self(Batch { rows: Coefficients::default(), is_ordinary: [true; BATCH], ordinary: true })
+        Self(Batch::default())
     }
 }
 

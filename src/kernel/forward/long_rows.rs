@@ -15,7 +15,9 @@
 //! all threads.
 
 use super::piece::{Coefficients, Piece};
-use super::{Batch, Forward, Parameters, Pipeline, Place, Plan};
+use super::pipeline::{Batch, Pipeline};
+use super::plan::Plan;
+use super::{Forward, Parameters, Place};
 use crate::Element;
 use crate::kernel::copy::Bring;
 use crate::kernel::stats::{self, CompensatedSum, LaneSums, Moments};
