@@ -106,7 +106,11 @@ impl<T: Element> Forward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            // Of f64 other widths are common.
+            // Of f64, rows of 64 elements alone: its other common widths have so many chunks that the loop costs nothing.
+            if const { I::SPECIALIZED && T::HAS_WIDE_RANGE } && plan.batch == BATCH && width == 8 * T::LANES {
+                self.batches::<I, 8, WRITE, AFFINE, AHEAD>(isa, plan, full);
+                continue;
+            }
             if const { I::SPECIALIZED && !T::HAS_WIDE_RANGE } && plan.batch == BATCH {
                 if width == 4 * T::LANES {
                     self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full);
