@@ -20,17 +20,22 @@ fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usiz
     }
 }
 
+/// A batch of rows and a rest; three batches where full ones may go by a loop of known length, which the second does.
+fn rows_of(width: usize) -> usize {
+    if matches!(width, 64 | 256) { 27 } else { 11 }
+}
+
 #[test]
 fn f32_has_the_bits_of_the_model_at_every_width() {
     for width in boundary_widths() {
-        same_bits_as_the_model::<f32>(11, width, &[0, 1]);
+        same_bits_as_the_model::<f32>(rows_of(width), width, &[0, 1]);
     }
 }
 
 #[test]
 fn f64_has_the_bits_of_the_model_at_every_width() {
     for width in boundary_widths() {
-        same_bits_as_the_model::<f64>(11, width, &[0, 1]);
+        same_bits_as_the_model::<f64>(rows_of(width), width, &[0, 1]);
     }
 }
 
