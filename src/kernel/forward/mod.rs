@@ -106,7 +106,7 @@ impl<T: Element> Forward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            // Of f64, rows of 64 elements alone: its other common widths have so many chunks that the loop costs nothing.
+            // Of f64, rows of 64 elements alone, which take 1.2 times as long in a loop over any; wider ones were not tried.
             if const { I::SPECIALIZED && T::HAS_WIDE_RANGE } && plan.batch == BATCH && width == 8 * T::LANES {
                 self.batches::<I, 8, WRITE, AFFINE, AHEAD>(isa, plan, full);
                 continue;
