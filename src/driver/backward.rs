@@ -51,7 +51,7 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
     let rows = job.mean.len();
     let wants_sums = gradients.iter().any(Option::is_some);
     let parallel = super::is_parallel::<T>(rows * width);
-    let place = super::place(job.streaming, 3 * rows * width * size_of::<T>());
+    let place = super::place(job.streaming, 3 * rows * width * size_of::<T>(), parallel);
     let mut gamma = Vec::new();
     let mut parameters = job.parameters;
     if wants_sums || parameters.gamma.is_some() {
@@ -81,14 +81,18 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
     }
     let is_shared = parallel && rows > BATCH && long_rows::is_shared::<T>(rows.div_ceil(part), width);
     let len = ParameterSums::<T>::len(width);
-    let mut sums = vec![T::ZERO; rows.div_ceil(part).max(1) * len];
+    // At a multiple of 64 bytes, as all parts and the start of dbeta in them then are.
+    let len_of_all = rows.div_ceil(part).max(1) * len;
+    let mut sums = vec![T::ZERO; len_of_all + 64 / size_of::<T>()];
+    let aligned = kernel::misaligned(&sums);
+    let sums = &mut sums[aligned..aligned + len_of_all];
     let backend = job.backend;
     if is_shared && part <= GROUP {
-        long_rows::backward(job, place, Some((&mut sums, part)));
+        long_rows::backward(job, place, Some((sums, part)));
     } else {
-        job.split(0, part, parallel, place, Some(&mut sums));
+        job.split(0, part, parallel, place, Some(sums));
     }
-    add_parts(backend, &mut sums, len);
+    add_parts(backend, sums, len);
     for (gradient, start) in gradients.into_iter().zip([0, ParameterSums::<T>::start_of_dbeta(width)]) {
         if let Some((target, accumulate)) = gradient {
             put(&sums[start..][..width], target, accumulate);

@@ -25,7 +25,8 @@ pub(crate) struct ForwardJob<'a, 'x, T> {
 
 /// Runs a job that starts at row 0.
 pub(crate) fn forward<T: Element>(job: ForwardJob<'_, '_, T>) {
-    let place = super::place(job.streaming, 2 * size_of_val(job.y));
+    let parallel = super::is_parallel::<T>(job.y.len());
+    let place = super::place(job.streaming, 2 * size_of_val(job.y), parallel);
     let width = job.parameters.width;
     let many = job.y.len() / width >= super::MANY_ROWS;
     let [mut gamma, mut beta] = [(); 2].map(|()| Vec::new());
@@ -36,7 +37,7 @@ pub(crate) fn forward<T: Element>(job: ForwardJob<'_, '_, T>) {
         parameters.beta = Some(super::aligned(&mut beta, parameters.beta, T::ZERO, width, many));
     }
     let job = ForwardJob { parameters, ..job };
-    if super::is_parallel::<T>(job.y.len()) {
+    if parallel {
         let rows = job.y.len() / width;
         if long_rows::is_shared::<T>(rows, width) {
             return long_rows::forward(job, place);

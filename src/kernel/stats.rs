@@ -174,6 +174,12 @@ pub(super) fn pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> [T; B
     rounded(T::Lanes::sums(isa, &registers) * I::F64::splat(isa, pilot_share::<T>(width)))
 }
 
+/// The [pilot](pilots) of one row.
+#[inline(always)]
+pub(super) fn pilot<T: Element, I: Isa>(isa: I, row: &[T]) -> T {
+    T::from_f64(pilot_chunks::<T, I>(isa, row).sum() * pilot_share::<T>(row.len()))
+}
+
 /// Asks for what the pilots of the rows in `x` are made of.
 #[inline(always)]
 pub(super) fn prefetch_pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) {
@@ -226,15 +232,48 @@ impl<T: Element> Moments<T> {
         let per_element = 1.0 / width as f64;
         let mut is_any_far = false;
         for i in 0..BATCH {
-            is_any_far |= self.is_far(i, per_element);
+            is_any_far |= self.row(i).is_far(per_element);
         }
         is_any_far
     }
 
+    /// Those of one row.
+    #[inline(always)]
+    fn row(&self, i: usize) -> RowMoments<T> {
+        RowMoments { pilot: self.pilot[i], sum: self.sum[i], squares: self.squares[i] }
+    }
+}
+
+/// [`Moments`] of one row.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowMoments<T> {
+    pub(super) pilot: T,
+    pub(super) sum: f64,
+    pub(super) squares: f64,
+}
+
+impl<T: Element> RowMoments<T> {
+    /// Mean, correction and variance, as in [`RowStatistics`]; of a row of `x` whose pilot is far, about the mean that the
+    /// first pass found.
+    #[inline(always)]
+    pub(super) fn statistics<I: Isa>(mut self, isa: I, x: &[T]) -> (T, f64, f64) {
+        let width = x.len();
+        let per_element = 1.0 / width as f64;
+        if self.is_far(per_element) {
+            let Self { pilot, sum, squares } = self;
+            let moments = Moments { pilot: [pilot; BATCH], sum: [sum; BATCH], squares: [squares; BATCH] };
+            self = isa.run(TakeAgain { moments, x, width }).row(0);
+        }
+        let distance = self.sum * per_element;
+        let mean = T::from_f64(self.pilot.to_f64() + distance);
+        let correction = (self.pilot.to_f64() - mean.to_f64()) + distance;
+        (mean, correction, not_negative((self.squares - distance * self.sum) * per_element))
+    }
+
     /// Whether the variance is less than the square of the distance; false where either is NaN.
     #[inline(always)]
-    fn is_far(&self, i: usize, per_element: f64) -> bool {
-        self.squares[i] < 2.0 * (self.sum[i] * per_element) * self.sum[i]
+    fn is_far(&self, per_element: f64) -> bool {
+        self.squares < 2.0 * (self.sum * per_element) * self.sum
     }
 }
 
@@ -275,7 +314,7 @@ impl<T: Element> Kernel for TakeAgain<'_, T> {
         let Self { mut moments, x, width } = self;
         let per_element = 1.0 / width as f64;
         for (i, row) in x.chunks_exact(width).enumerate() {
-            if moments.is_far(i, per_element) {
+            if moments.row(i).is_far(per_element) {
                 moments.pilot[i] = T::from_f64(moments.pilot[i].to_f64() + moments.sum[i] * per_element);
                 (moments.sum[i], moments.squares[i]) = row_moments(isa, row, moments.pilot[i]);
             }

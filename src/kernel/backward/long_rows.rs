@@ -172,7 +172,7 @@ impl<T: Element> Finish<'_, T> {
         let mut backward = Backward { parameters, x, dy, mean, rstd, dx, sums, place, staged, block };
         let mut pipeline = Pipeline {
             isa,
-            plan: Plan { width, batch, tile: width, staged: width },
+            plan: Plan { width, batch, by_row: false, tile: width, staged: width },
             rows: 0..batch,
             batch: found.0,
             staged: &mut [],

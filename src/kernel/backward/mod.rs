@@ -39,7 +39,7 @@ mod pipeline;
 mod plan;
 
 use super::forward::{Parameters, Place};
-use super::{NOT_WRITTEN, STORED, STREAMED, careful, room};
+use super::{NOT_WRITTEN, STORED, STREAMED, careful, room, segment};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel};
 use parameter_sums::Counts;
@@ -139,6 +139,7 @@ impl<T: Element> Backward<'_, T> {
             if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, FUSED>() }
                 && width == 4 * T::LANES
                 && plan.batch == BATCH
+                && !plan.by_row
             {
                 self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
             } else {
@@ -173,7 +174,7 @@ impl<T: Element> Backward<'_, T> {
         let is_staged = WRITE == STORED && (self.place == Place::Memory || !is_overwritten);
         let mut buffer = std::mem::take(self.staged);
         let mut plan = plan;
-        if is_staged && !(FUSED && plan.width <= Plan::STAGED * T::LANES) {
+        if is_staged && !(FUSED && plan.width <= segment::<T>()) {
             plan.tile = plan.tile.min(Plan::STAGED * T::LANES);
             plan.staged = plan.tile;
         }
@@ -182,7 +183,9 @@ impl<T: Element> Backward<'_, T> {
         if FUSED {
             pipeline.sums::<MODE>();
             while !pipeline.rows.is_empty() {
-                if pipeline.batch.ordinary {
+                if pipeline.batch.ordinary && const { CHUNKS == 0 } && plan.by_row {
+                    pipeline.fused_row::<WRITE, MODE>();
+                } else if pipeline.batch.ordinary {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
                 } else {
                     pipeline.write::<WRITE, MODE, FUSED>();

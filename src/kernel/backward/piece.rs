@@ -180,33 +180,39 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
         written: [WRITE != NOT_WRITTEN, Self::SUMS, Self::SUMS],
     };
 
-    /// One chunk of each: dx is written, and what the other row's sums take is given.
+    /// What the sums of the one row take of a chunk, asked for ahead.
     #[inline(always)]
-    fn chunk(self, arrays: &mut Arrays<'_, T::Chunk>, k: usize) -> Terms<T::Lanes<I>> {
+    fn terms(self, arrays: &Arrays<'_, T::Chunk>, k: usize) -> Terms<T::Lanes<I>> {
         let load = |chunk: &T::Chunk| T::Lanes::load(self.isa, chunk);
-        let [x, dy, gamma, summed_x, summed_dy, ahead_x, ahead_dy] = arrays.read;
+        let [_, _, gamma, summed_x, summed_dy, ahead_x, ahead_dy] = arrays.read;
         if Self::AHEAD {
             self.isa.prefetch(&ahead_x[k]);
             self.isa.prefetch(&ahead_dy[k]);
         }
         let gamma = if Self::GAMMA { Some(load(&gamma[k])) } else { None };
-        // Loads before stores: where all arrays are at the same distance from a multiple of 4 KiB, a load after a store to
-        // the same distance would wait for it.
-        let terms = Terms::new(self.about, load(&summed_x[k]), load(&summed_dy[k]), gamma);
-        if const { WRITE != NOT_WRITTEN } {
-            let dy = load(&dy[k]);
-            let (xhat, value) = self.coefficients.gradient(load(&x[k]), dy, gamma);
-            let [dx, dgamma, dbeta] = &mut arrays.written;
-            if Self::SUMS {
-                let (dgamma, dbeta) = (&mut dgamma[k], &mut dbeta[k]);
-                let sums = (dy.mul_add(xhat, load(dgamma)), load(dbeta) + dy);
-                sums.0.store(dgamma);
-                sums.1.store(dbeta);
-            }
-            let dx = &mut dx[k];
-            if const { WRITE == STREAMED } { value.stream(dx) } else { value.store(dx) }
+        Terms::new(self.about, load(&summed_x[k]), load(&summed_dy[k]), gamma)
+    }
+
+    /// Writes a chunk of the gradients of the other row.
+    #[inline(always)]
+    fn write(self, arrays: &mut Arrays<'_, T::Chunk>, k: usize) {
+        if const { WRITE == NOT_WRITTEN } {
+            return;
         }
-        terms
+        let load = |chunk: &T::Chunk| T::Lanes::load(self.isa, chunk);
+        let [x, dy, gamma, ..] = arrays.read;
+        let gamma = if Self::GAMMA { Some(load(&gamma[k])) } else { None };
+        let dy = load(&dy[k]);
+        let (xhat, value) = self.coefficients.gradient(load(&x[k]), dy, gamma);
+        let [dx, dgamma, dbeta] = &mut arrays.written;
+        if Self::SUMS {
+            let (dgamma, dbeta) = (&mut dgamma[k], &mut dbeta[k]);
+            let sums = (dy.mul_add(xhat, load(dgamma)), load(dbeta) + dy);
+            sums.0.store(dgamma);
+            sums.1.store(dbeta);
+        }
+        let dx = &mut dx[k];
+        if const { WRITE == STREAMED } { value.stream(dx) } else { value.store(dx) }
     }
 
     /// The same of fewer elements than a register has.
@@ -260,18 +266,20 @@ impl<T: Element> Piece<'_, T> {
             let mut run = RowSums::zero(isa);
             for k in first..group_count.min(first + RUN) {
                 let mut group = groups.group(used, k);
-                let terms = [
-                    this.chunk(&mut group, 0),
-                    this.chunk(&mut group, 1),
-                    this.chunk(&mut group, 2),
-                    this.chunk(&mut group, 3),
-                ];
+                // All loads of the sums before the stores of the gradients: where arrays are at the same distance from a multiple
+                // of 4 KiB, a load after a store to the same distance would wait for it.
+                let terms =
+                    [this.terms(&group, 0), this.terms(&group, 1), this.terms(&group, 2), this.terms(&group, 3)];
                 run = run.plus_group(isa, terms);
+                for i in 0..GROUP {
+                    this.write(&mut group, i);
+                }
             }
             if group_count < first + RUN {
                 for i in 0..GROUP - 1 {
                     if i < rest_len {
-                        run = run.plus(isa, this.chunk(&mut rest, i));
+                        run = run.plus(isa, this.terms(&rest, i));
+                        this.write(&mut rest, i);
                     }
                 }
             }

@@ -65,6 +65,19 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const
     }
 }
 
+/// [`Pipeline::sums_by_row`] as a function of its own.
+#[derive(Debug)]
+struct SumsByRow<'p, 'f, 'a, T, J, const MODE: u8>(&'p mut Pipeline<'f, 'a, T, J>);
+
+impl<T: Element, J: Isa, const MODE: u8> Kernel for SumsByRow<'_, '_, '_, T, J, MODE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.0.sums_by_row::<MODE>();
+    }
+}
+
 /// [`Pipeline::write_batch`] as a function of its own.
 #[derive(Debug)]
 struct WriteBatch<'p, 'f, 'a, T, J, const WRITE: u8, const MODE: u8, const FUSED: bool>(&'p mut Pipeline<'f, 'a, T, J>);
@@ -109,7 +122,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         written: Range<usize>,
     ) {
         let isa = self.isa;
-        let Plan { width, batch, tile, staged } = self.plan.known::<T, CHUNKS>();
+        let Plan { width, batch, tile, staged, .. } = self.plan.known::<T, CHUNKS>();
         let is_long = CHUNKS == 0 && width > segment::<T>();
         let next = self.rows.start;
         // In the first step there is no batch before.
@@ -228,11 +241,115 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of the next batch: one function for all modes with gamma, and one for that without.
     #[inline(always)]
     pub(super) fn sums<const MODE: u8>(&mut self) {
-        if const { MODE == PLAIN } {
-            self.isa.run(Step::<_, _, NOT_WRITTEN, true, PLAIN, false>(self, 0..0));
-        } else {
-            self.isa.run(Step::<_, _, NOT_WRITTEN, true, SCALED, false>(self, 0..0));
+        match (const { MODE == PLAIN }, self.plan.by_row) {
+            (true, true) => self.isa.run(SumsByRow::<_, _, PLAIN>(self)),
+            (true, false) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, PLAIN, false>(self, 0..0)),
+            (false, true) => self.isa.run(SumsByRow::<_, _, SCALED>(self)),
+            (false, false) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, SCALED, false>(self, 0..0)),
         }
+    }
+
+    /// The sums of the next batch, row by row. What the gradients of a row are made of is computed without lanes: a CPU that
+    /// looks far ahead takes the sums of the row after it meanwhile.
+    #[inline(always)]
+    fn sums_by_row<const MODE: u8>(&mut self) {
+        self.batch.is_ordinary = [true; BATCH];
+        self.batch.ordinary = true;
+        for i in 0..self.plan.batch {
+            self.row::<NOT_WRITTEN, MODE>(i);
+        }
+        self.rows.start += self.plan.batch;
+    }
+
+    /// Fused [`step`](Self::step) of batches of one row, whose sums are finished as in [`sums_by_row`](Self::sums_by_row).
+    #[inline(always)]
+    pub(super) fn fused_row<const WRITE: u8, const MODE: u8>(&mut self) {
+        self.row::<WRITE, MODE>(0);
+        if const { MODE == FULL } {
+            self.count_rows::<true>(1);
+        }
+        self.rows.start += 1;
+    }
+
+    /// Takes the sums of row `i` of the next batch, and what its gradients are made of. Where `WRITE` says so, the batch is of
+    /// one row, and the gradients of the row before it are written.
+    #[inline(always)]
+    fn row<const WRITE: u8, const MODE: u8>(&mut self, i: usize) {
+        let isa = self.isa;
+        let width = self.plan.width;
+        let next = self.rows.start + i;
+        let here = next * width..(next + 1) * width;
+        let is_staged = !self.staged.is_empty();
+        let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
+        let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { here.start - width..here.start };
+        let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
+        let (dgamma, dbeta) = match parameter_sums {
+            // As in `step`.
+            _ if const { MODE == FULL && WRITE != NOT_WRITTEN } && !is_first_block => {
+                ParameterSums::halves(self.block, width)
+            }
+            Some(sums) if const { MODE == FULL && WRITE != NOT_WRITTEN } => sums.of_group(width),
+            _ => (&mut [][..], &mut [][..]),
+        };
+        let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
+        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[written.clone()]);
+        let ahead = if const { WRITE == NOT_WRITTEN } {
+            0..0
+        } else {
+            let ahead = (here.start + Plan::AHEAD * T::LANES).min(x.len() - width);
+            ahead..ahead + width
+        };
+        let piece = Piece {
+            x: &x[written.clone()],
+            dy: &dy[written],
+            dx: if is_staged && const { WRITE != NOT_WRITTEN } { &mut *self.staged } else { &mut *dx },
+            gamma: if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) },
+            dgamma,
+            dbeta,
+            summed_x: &x[here.clone()],
+            summed_dy: &dy[here],
+            ahead_x: &x[ahead.clone()],
+            ahead_dy: &dy[ahead],
+        };
+        let about = [T::Lanes::splat(isa, mean[next]), T::Lanes::splat(isa, rstd[next])];
+        let sums = piece.run::<I, WRITE, MODE>(isa, self.batch.rows.splat(isa, 0), about, RowSums::zero(isa));
+        if const { WRITE != NOT_WRITTEN } {
+            if is_staged && !dx.is_empty() {
+                isa.run(Bring { staged: self.staged, target: dx, accumulate, stream: true });
+            }
+            self.counts.is_pending = const { MODE == FULL } && !is_first_block;
+        }
+        self.finish_row(i, [sums.g.sum(), sums.h.sum(), sums.product.sum()]);
+    }
+
+    /// [`finish`](Self::finish) for row `i` of the next batch.
+    #[inline(always)]
+    fn finish_row(&mut self, i: usize, [sum_g, sum_h, sum_product]: [f64; 3]) {
+        let row = self.rows.start + i;
+        let width = self.plan.width as f64;
+        let (per_element, minus_per_element) = (1.0 / width, -1.0 / width);
+        let sum_g = sum_g * (1.0 / GUARD);
+        let product = sum_product - sum_h * per_element * sum_g;
+        let rows = &mut self.batch.rows;
+        (rows.mean[i], rows.rstd[i]) = (self.backward.mean[row], self.backward.rstd[row]);
+        rows.minus_correction[i] = T::from_f64(sum_h * minus_per_element);
+        rows.minus_mean_g[i] = T::from_f64(sum_g * minus_per_element);
+        rows.mean_product[i] = T::from_f64(product * per_element);
+        let size = product.abs() + sum_g.abs();
+        let ordinary = is_clearly_ordinary(rows.rstd[i], size) || self.is_ordinary(row, size);
+        self.batch.is_ordinary[i] = ordinary;
+        // Of a batch of one row that is fused this is the whole batch.
+        self.batch.ordinary = ordinary && (i == 0 || self.batch.ordinary);
+    }
+
+    /// Whether a row is free of overflow and underflow; `size` is that of its sums.
+    #[inline(never)]
+    fn is_ordinary(&self, row: usize, size: f64) -> bool {
+        let width = self.plan.width;
+        careful::is_ordinary_rstd(self.backward.rstd[row])
+            && size <= largest::<T>()
+            && !(size < SMALL
+                && careful::is_tiny(&self.backward.dy[row * width..][..width], self.backward.parameters.gamma))
     }
 
     /// Writes the gradients of the batch before. Without sums it is the same whether fused or not.
@@ -293,24 +410,17 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             minus_mean_g: stats::rounded(sum_g * minus_per_element),
             mean_product: stats::rounded(product * per_element),
         };
-        // Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel.
-        const SMALL: f64 = 1e-18;
-        let largest = if T::HAS_WIDE_RANGE { f64::MAX } else { f32::MAX.into() };
         let (sum_g, product) = (values(sum_g), values(product));
         let mut ordinary = true;
         for i in 0..BATCH {
             let size = product[i].abs() + sum_g[i].abs();
-            ordinary &= (careful::is_ordinary_rstd(rstd[i]) & (size >= SMALL) & (size <= largest)) | (i >= batch);
+            ordinary &= is_clearly_ordinary(rstd[i], size) | (i >= batch);
         }
         self.batch.is_ordinary = [true; BATCH];
         self.batch.ordinary = ordinary;
         if !ordinary {
             for i in 0..batch {
-                let size = product[i].abs() + sum_g[i].abs();
-                let dy = &self.backward.dy[(first + i) * width..][..width];
-                self.batch.is_ordinary[i] = careful::is_ordinary_rstd(rstd[i])
-                    && size <= largest
-                    && !(size < SMALL && careful::is_tiny(dy, self.backward.parameters.gamma));
+                self.batch.is_ordinary[i] = self.is_ordinary(first + i, product[i].abs() + sum_g[i].abs());
             }
             self.batch.ordinary = self.batch.is_ordinary == [true; BATCH];
         }
@@ -346,4 +456,19 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             start = end;
         }
     }
+}
+
+/// Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel.
+const SMALL: f64 = 1e-18;
+
+/// The largest number of the element type.
+#[inline(always)]
+fn largest<T: Element>() -> f64 {
+    if T::HAS_WIDE_RANGE { f64::MAX } else { f32::MAX.into() }
+}
+
+/// Whether `rstd` and the size of its sums alone say that a row is free of overflow and underflow.
+#[inline(always)]
+fn is_clearly_ordinary<T: Element>(rstd: T, size: f64) -> bool {
+    careful::is_ordinary_rstd(rstd) & (size >= SMALL) & (size <= largest::<T>())
 }

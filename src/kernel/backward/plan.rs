@@ -10,6 +10,8 @@ pub(super) struct Plan {
     pub(super) width: usize,
     /// Rows that go together.
     pub(super) batch: usize,
+    /// Whether rows, as a whole, have their sums taken and finished one at a time.
+    pub(super) by_row: bool,
     /// Columns that go together: all, or a segment or a part of one.
     pub(super) tile: usize,
     /// Columns of a row in the buffer that dx may go by way of: all, or those that go together.
@@ -17,19 +19,19 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Bytes of x in a batch of rows that are fused with the next.
-    const BATCH_BYTES: usize = 12 << 10;
+    /// Bytes of a short row, at most, as in forward.
+    const SHORT: usize = 256;
     /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
-    /// Chunks from one that is read to the one that is asked for; as in forward, no multiple of 4 KiB.
-    pub(super) const AHEAD: usize = 40;
+    /// Chunks from one that is read to the one that is asked for, as in forward.
+    pub(super) const AHEAD: usize = 200;
 
     pub(super) fn new<T: Element>(width: usize, is_fused: bool) -> Self {
-        let most = Self::BATCH_BYTES / (width * size_of::<T>());
+        let bytes = width * size_of::<T>();
         Self {
             width,
-            // A part of a block of eight.
-            batch: if is_fused { 1 << most.clamp(1, BATCH).ilog2() } else { BATCH },
+            batch: if is_fused && bytes > Self::SHORT { 1 } else { BATCH },
+            by_row: bytes > Self::SHORT && width <= segment::<T>(),
             tile: width.min(segment::<T>()),
             staged: width,
         }
@@ -39,7 +41,7 @@ impl Plan {
     #[inline(always)]
     pub(super) fn known<T: Element, const CHUNKS: usize>(self) -> Self {
         if const { CHUNKS > 0 } {
-            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES, staged: CHUNKS * T::LANES }
+            Self { width: CHUNKS * T::LANES, batch: BATCH, by_row: false, tile: CHUNKS * T::LANES, staged: CHUNKS * T::LANES }
         } else {
             self
         }

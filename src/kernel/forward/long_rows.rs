@@ -182,11 +182,7 @@ impl<T: Element> Columns<'_, T> {
                     summed: &[],
                     ahead: &x[ahead..][..len],
                 };
-                let coefficients = Coefficients {
-                    mean: T::Lanes::splat(isa, rows.mean[i]),
-                    rstd: T::Lanes::splat(isa, rows.rstd[i]),
-                    minus_shift: T::Lanes::splat(isa, rows.minus_shift[i]),
-                };
+                let coefficients = rows.coefficients(isa, i);
                 let zero = LaneSums::zero(isa);
                 piece.run::<I, STORED, false, AFFINE, true>(isa, coefficients, zero.sum, zero);
                 if streams {

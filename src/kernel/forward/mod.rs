@@ -18,7 +18,7 @@ use super::careful::{self, CarefulRow};
 use super::{NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel};
-use pipeline::{Batch, Pipeline, Step};
+use pipeline::{Batch, FirstRow, Pipeline, Step};
 use plan::Plan;
 use std::ops::Range;
 
@@ -143,9 +143,16 @@ impl<T: Element> Forward<'_, T> {
             (true, false) => room(&mut buffer, plan.tile),
         };
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, forward: self };
-        isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));
-        while !pipeline.rows.is_empty() {
-            pipeline.step::<CHUNKS, WRITE, true, AFFINE, AHEAD>();
+        if const { CHUNKS == 0 } && plan.is_by_row() {
+            isa.run(FirstRow(&mut pipeline));
+            while !pipeline.rows.is_empty() {
+                pipeline.row::<WRITE, AFFINE, AHEAD>();
+            }
+        } else {
+            isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));
+            while !pipeline.rows.is_empty() {
+                pipeline.step::<CHUNKS, WRITE, true, AFFINE, AHEAD>();
+            }
         }
         isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
         *self.staged = buffer;

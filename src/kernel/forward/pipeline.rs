@@ -5,7 +5,7 @@ use super::plan::Plan;
 use super::{Forward, save};
 use crate::Element;
 use crate::kernel::copy::Bring;
-use crate::kernel::stats::{self, BatchSums, CloseSegment, LaneSums, Moments, SegmentTotals, TakeAgain};
+use crate::kernel::stats::{self, BatchSums, CloseSegment, LaneSums, Moments, RowMoments, SegmentTotals, TakeAgain};
 use crate::kernel::wide::Wide;
 use crate::kernel::wide_lanes::WideLanes;
 use crate::kernel::{NOT_WRITTEN, STREAMED, careful, segment};
@@ -22,6 +22,18 @@ pub(super) struct Batch<T> {
     pub(super) variance: [f64; BATCH],
     /// Whether all rows are free of overflow and underflow.
     pub(super) ordinary: bool,
+}
+
+impl<T: Element> Batch<T> {
+    /// Those of row `i`, in every lane.
+    #[inline(always)]
+    pub(super) fn coefficients<I: Isa>(&self, isa: I, i: usize) -> Coefficients<T::Lanes<I>> {
+        Coefficients {
+            mean: T::Lanes::splat(isa, self.mean[i]),
+            rstd: T::Lanes::splat(isa, self.rstd[i]),
+            minus_shift: T::Lanes::splat(isa, self.minus_shift[i]),
+        }
+    }
 }
 
 /// Batches of rows on their way.
@@ -53,6 +65,19 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
         self.0.step::<0, WRITE, SUM, AFFINE, AHEAD>();
+    }
+}
+
+/// [`Pipeline::row`] as a function of its own, for the first row.
+#[derive(Debug)]
+pub(super) struct FirstRow<'p, 'f, 'a, T, J>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
+
+impl<T: Element, J: Isa> Kernel for FirstRow<'_, '_, '_, T, J> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.0.row::<NOT_WRITTEN, false, true>();
     }
 }
 
@@ -125,11 +150,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     summed: if SUM { &summed[place..][..len] } else { &[] },
                     ahead: if AHEAD { &x[ahead.min(x.len() - len)..][..len] } else { &[] },
                 };
-                let coefficients = Coefficients {
-                    mean: T::Lanes::splat(isa, self.batch.mean[i]),
-                    rstd: T::Lanes::splat(isa, self.batch.rstd[i]),
-                    minus_shift: T::Lanes::splat(isa, self.batch.minus_shift[i]),
-                };
+                let coefficients = self.batch.coefficients(isa, i);
                 let about = T::Lanes::splat(isa, pilots[i]);
                 let row = LaneSums { sum: sums[0][i], squares: sums[1][i] };
                 let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row);
@@ -148,17 +169,78 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 isa.run(Bring { staged: self.staged, target: y, accumulate: false, stream: true });
             }
             if !self.batch.ordinary {
-                if WRITE == STREAMED || is_staged {
-                    // Streamed rows are about to be written again.
-                    isa.fence();
-                }
-                self.forward.rescue(first, batch, &self.batch.variance);
+                self.rescue::<WRITE>(first);
             }
         }
         if SUM {
             isa.run(Finish { pipeline: self, pilots, sums: &sums, totals: is_long.then_some(&totals) });
             self.rows.start += batch;
         }
+    }
+
+    /// [`step`](Self::step) of batches of one row that goes as a whole. What the next row is to be normalized by is computed
+    /// without lanes, and while its sums wait for nothing else: a CPU that looks far ahead takes the sums of the row
+    /// after it meanwhile.
+    #[inline(always)]
+    pub(super) fn row<const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self) {
+        let isa = self.isa;
+        let width = self.plan.width;
+        let next = self.rows.start;
+        let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { (next - 1) * width..next * width };
+        let is_staged = !self.staged.is_empty();
+        let Forward { parameters, x, y, .. } = &mut *self.forward;
+        let summed = &x[next * width..][..width];
+        let ahead = self.plan.ahead::<T>(next, 0, 0).min(x.len() - width);
+        let y = &mut y[written.clone()];
+        let pilot = stats::pilot(isa, summed);
+        let piece = Piece {
+            x: &x[written],
+            y: if is_staged && const { WRITE != NOT_WRITTEN } { &mut *self.staged } else { &mut *y },
+            gamma: if AFFINE { parameters.gamma.unwrap_or(&[]) } else { &[] },
+            beta: if AFFINE { parameters.beta.unwrap_or(&[]) } else { &[] },
+            summed,
+            ahead: if AHEAD { &x[ahead..][..width] } else { &[] },
+        };
+        let row = piece.run::<I, WRITE, true, AFFINE, AHEAD>(
+            isa,
+            self.batch.coefficients(isa, 0),
+            T::Lanes::splat(isa, pilot),
+            LaneSums::zero(isa),
+        );
+        if const { WRITE != NOT_WRITTEN } {
+            if is_staged {
+                isa.run(Bring { staged: self.staged, target: y, accumulate: false, stream: true });
+            }
+            if !self.batch.ordinary {
+                self.rescue::<WRITE>(next - 1);
+            }
+        }
+        let moments = RowMoments { pilot, sum: row.sum.sum(), squares: row.squares.sum() };
+        self.finish_row(moments.statistics(isa, summed));
+        self.rows.start += 1;
+    }
+
+    /// Does the rows of the batch from `first` on again that are outside the ordinary range.
+    #[inline(always)]
+    fn rescue<const WRITE: u8>(&mut self, first: usize) {
+        if WRITE == STREAMED || !self.staged.is_empty() {
+            // Streamed rows are about to be written again.
+            self.isa.fence();
+        }
+        self.forward.rescue(first, self.plan.batch, &self.batch.variance);
+    }
+
+    /// What the next row is to be normalized by, as in [`finish`](Self::finish).
+    #[inline(always)]
+    fn finish_row(&mut self, (mean, correction, variance): (T, f64, f64)) {
+        let epsilon = self.forward.parameters.epsilon;
+        let root = scalar_root::<T>(variance, epsilon);
+        let (rstd, minus_shift, reported_mean) = rounded(mean, correction, root);
+        (self.batch.mean[0], self.batch.rstd[0], self.batch.minus_shift[0]) = (mean, rstd, minus_shift);
+        self.batch.variance[0] = variance;
+        self.batch.ordinary = careful::is_ordinary::<T>(variance, variance + epsilon);
+        save(&mut self.forward.mean, self.rows.start, &[reported_mean]);
+        save(&mut self.forward.rstd, self.rows.start, &[rstd]);
     }
 
     /// What the batch is to be normalized by; its statistics are saved where they are wanted.
@@ -203,9 +285,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         self.batch.variance = found.variance;
         for i in 0..BATCH {
             ordinary &= careful::is_ordinary::<T>(found.variance[i], with_epsilon[i]);
-            self.batch.rstd[i] = T::from_f64(roots[i]);
-            self.batch.minus_shift[i] = T::from_f64(-(found.correction[i] * roots[i]));
-            reported_mean[i] = T::from_f64(found.mean[i].to_f64() + found.correction[i]);
+            (self.batch.rstd[i], self.batch.minus_shift[i], reported_mean[i]) =
+                rounded(found.mean[i], found.correction[i], roots[i]);
         }
         self.batch.ordinary = ordinary;
         save(&mut self.forward.mean, first, &reported_mean[..batch]);
@@ -213,10 +294,22 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     }
 }
 
-/// `1 / sqrt(variance + epsilon)` of rows near the end of the range, where numbers in lanes overflow on the way.
+/// rstd, `-correction * rstd`, and the mean that is reported: `mean` is what is subtracted, `root` the exact rstd.
+#[inline(always)]
+fn rounded<T: Element>(mean: T, correction: f64, root: f64) -> (T, T, T) {
+    (T::from_f64(root), T::from_f64(-(correction * root)), T::from_f64(mean.to_f64() + correction))
+}
+
+/// `1 / sqrt(variance + epsilon)`.
+#[inline(always)]
+fn scalar_root<T: Element>(variance: f64, epsilon: f64) -> f64 {
+    (T::Wide::new(variance) + T::Wide::new(epsilon)).reciprocal_sqrt().value()
+}
+
+/// That of rows near the end of the range, where numbers in lanes overflow on the way.
 #[inline(never)]
 fn scalar_roots<T: Element>(variance: &[f64; BATCH], epsilon: f64, roots: &mut [f64; BATCH]) {
     for i in 0..BATCH {
-        roots[i] = (T::Wide::new(variance[i]) + T::Wide::new(epsilon)).reciprocal_sqrt().value();
+        roots[i] = scalar_root::<T>(variance[i], epsilon);
     }
 }

@@ -14,22 +14,20 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Bytes of a batch of short rows: of the batch that is written and of the next, with gamma and beta, so much that a
-    /// first-level cache holds them.
-    const BATCH_BYTES: usize = 12 << 10;
+    /// Bytes of a short row, at most: such rows go in batches of eight, whose statistics take about as long as those of one.
+    const SHORT: usize = 1 << 10;
     /// Bytes of a row that goes as a whole, at most.
     const WHOLE: usize = 8 << 10;
     /// Chunks in a tile of a longer row: whole runs, and a segment has a whole number of tiles.
     pub(super) const TILE: usize = 64;
     /// Chunks from one that is read to the one that is asked for from memory. No multiple of 4 KiB, as rows may be: what is
-    /// asked for, read and written would all have one place in a page, and with 64 chunks 2048x1024 took 1.31 times as long as
-    /// a copy where it takes 1.20 (medians on a Xeon).
-    pub(super) const AHEAD: usize = 40;
+    /// asked for, read and written would all have one place in a page.
+    pub(super) const AHEAD: usize = 100;
 
     pub(super) fn new<T: Element>(width: usize, is_affine: bool) -> Self {
         let bytes = width * size_of::<T>();
         if bytes <= Self::WHOLE {
-            Self { width, batch: (Self::BATCH_BYTES / bytes).clamp(1, BATCH), tile: width }
+            Self { width, batch: if bytes <= Self::SHORT { BATCH } else { 1 }, tile: width }
         } else {
             // Rows share what a tile reads of gamma and beta; without those, one row at a time is found in nearer caches.
             Self { width, batch: if is_affine { BATCH } else { 1 }, tile: Self::TILE * T::LANES }
@@ -45,6 +43,12 @@ impl Plan {
         } else {
             self
         }
+    }
+
+    /// Whether rows go one at a time, as a whole.
+    #[inline(always)]
+    pub(super) fn is_by_row(self) -> bool {
+        self.batch == 1 && self.is_whole()
     }
 
     /// Whether rows go as a whole.

@@ -47,9 +47,9 @@ macro_rules! token {
 
             #[inline(always)]
             fn prefetch<V>(self, value: &V) {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
                 // SAFETY: a prefetch reads nothing and cannot fault; SSE is part of every x86-64 CPU.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) };
             }
 
             #[inline(always)]
