@@ -158,8 +158,8 @@ impl<'a, T: Element> Problem<'a, T> {
     /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few
     /// that there is work for some threads, but enough to be worth a call. It depends on the shape alone.
     pub(super) fn block_rows(&self) -> usize {
-        /// Bytes of one of the four arrays.
-        const BYTES: usize = 1 << 16;
+        /// Bytes of one of the four arrays: together they stay in a small second-level cache, and nearly in a first-level one.
+        const BYTES: usize = 1 << 15;
         /// Blocks that a small input is cut into.
         const BLOCKS: usize = 16;
         /// Elements that are worth a call.
@@ -169,7 +169,8 @@ impl<'a, T: Element> Problem<'a, T> {
         let width = self.width();
         let few = self.rows.div_ceil(BLOCKS).max(WORTH.div_ceil(width));
         let rows = (BYTES / (width * size_of::<T>())).clamp(1, few);
-        let rows = if rows < TOGETHER / 2 { rows } else { rows.next_multiple_of(TOGETHER) };
+        // The nearest multiple.
+        let rows = if rows < TOGETHER / 2 { rows } else { ((rows + TOGETHER / 2 - 1) / TOGETHER).max(1) * TOGETHER };
         rows.min(self.rows.max(1))
     }
 
