@@ -85,6 +85,9 @@ impl<T: Element> Kernel for Backward<'_, T> {
         if self.parameters.width < careful::NARROW {
             return self.narrow_rows(isa);
         }
+        if self.place == Place::Memory && self.sums.is_some() && Plan::prefers_blocks::<T>(self.parameters.width) {
+            self.place = Place::Shared;
+        }
         let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
         let streams = self.place == Place::Memory && is_aligned;
@@ -179,13 +182,15 @@ impl<T: Element> Backward<'_, T> {
             plan.staged = plan.tile;
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
+        let place = self.place;
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, counts, block, backward: self };
         if FUSED {
+            let apart = const { MODE == PLAIN } && place == Place::Memory && plan.is_apart::<T>();
             pipeline.sums::<MODE>();
             while !pipeline.rows.is_empty() {
-                if pipeline.batch.ordinary && const { CHUNKS == 0 } && plan.by_row {
+                if pipeline.batch.ordinary && !apart && const { CHUNKS == 0 } && plan.by_row {
                     pipeline.fused_row::<WRITE, MODE>();
-                } else if pipeline.batch.ordinary {
+                } else if pipeline.batch.ordinary && !apart {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
                 } else {
                     pipeline.write::<WRITE, MODE, FUSED>();

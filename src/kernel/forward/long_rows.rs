@@ -144,7 +144,7 @@ impl<T: Element> Finish<'_, T> {
         let mut forward = Forward { parameters, x, y: &mut [], mean, rstd, place: Place::Near, staged };
         let mut pipeline = Pipeline {
             isa,
-            plan: Plan { width, batch, tile: width },
+            plan: Plan { width, batch, tile: width, apart: false },
             rows: 0..batch,
             batch: Batch::default(),
             staged: &mut [],
@@ -160,7 +160,7 @@ impl<T: Element> Columns<'_, T> {
     fn run<I: Isa, const AFFINE: bool>(self, isa: I) {
         let Self { parameters, x, normalizer: Normalizer(rows), first, y, place } = self;
         let width = parameters.width;
-        let plan = Plan { width, batch: x.len() / width, tile: Plan::TILE * T::LANES };
+        let plan = Plan { width, batch: x.len() / width, tile: Plan::TILE * T::LANES, apart: false };
         let (gamma, beta) = (parameters.gamma.unwrap_or(&[]), parameters.beta.unwrap_or(&[]));
         // The ends of stretches that do not lie at multiples of 64 bytes cannot be streamed: all go by way of a buffer.
         let streams = place == Place::Memory && I::SPECIALIZED;

@@ -17,8 +17,8 @@ mod plan;
 use super::careful::{self, CarefulRow};
 use super::{NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
-use crate::simd::{BATCH, Isa, Kernel};
-use pipeline::{Batch, FirstRow, Pipeline, Step};
+use crate::simd::{BATCH, Isa, Kernel, reads_apart};
+use pipeline::{Batch, RowSums, Pipeline, Step};
 use plan::Plan;
 use std::ops::Range;
 
@@ -99,7 +99,7 @@ impl<T: Element> Forward<'_, T> {
     fn all_rows<I: Isa, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;
         let rows = self.x.len() / width;
-        let mut plan = Plan::new::<T>(width, AFFINE);
+        let mut plan = Plan::new::<T>(width, AFFINE, !AFFINE && self.place == Place::Memory && reads_apart());
         let mut first = 0;
         // The last batch may have fewer rows.
         while first < rows {
@@ -144,9 +144,14 @@ impl<T: Element> Forward<'_, T> {
         };
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, forward: self };
         if const { CHUNKS == 0 } && plan.is_by_row() {
-            isa.run(FirstRow(&mut pipeline));
+            isa.run(RowSums(&mut pipeline));
             while !pipeline.rows.is_empty() {
-                pipeline.row::<WRITE, AFFINE, AHEAD>();
+                if plan.apart {
+                    isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
+                    isa.run(RowSums(&mut pipeline));
+                } else {
+                    pipeline.row::<WRITE, AFFINE, AHEAD>();
+                }
             }
         } else {
             isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));

@@ -68,16 +68,16 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
     }
 }
 
-/// [`Pipeline::row`] as a function of its own, for the first row.
+/// [`Pipeline::row`] as a function of its own, where no row is written.
 #[derive(Debug)]
-pub(super) struct FirstRow<'p, 'f, 'a, T, J>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
+pub(super) struct RowSums<'p, 'f, 'a, T, J>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
 
-impl<T: Element, J: Isa> Kernel for FirstRow<'_, '_, '_, T, J> {
+impl<T: Element, J: Isa> Kernel for RowSums<'_, '_, '_, T, J> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.0.row::<NOT_WRITTEN, false, true>();
+        self.0.row::<NOT_WRITTEN, false, false>();
     }
 }
 
@@ -110,7 +110,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     ) {
         let isa = self.isa;
         let plan = self.plan.known::<T, CHUNKS>();
-        let Plan { width, batch, tile } = plan;
+        let Plan { width, batch, tile, .. } = plan;
         let is_long = CHUNKS == 0 && width > segment::<T>();
         let next = self.rows.start;
         // In the first step there is no batch before.

@@ -1,6 +1,7 @@
 //! How many rows and columns of some width go together.
 
 use crate::Element;
+use crate::kernel::segment;
 use crate::simd::BATCH;
 
 /// How rows of some width are taken.
@@ -11,6 +12,8 @@ pub(super) struct Plan {
     pub(super) batch: usize,
     /// Columns that go together: all, or whole chunks.
     pub(super) tile: usize,
+    /// Whether a row is written before the sums of the next are taken.
+    pub(super) apart: bool,
 }
 
 impl Plan {
@@ -24,13 +27,18 @@ impl Plan {
     /// asked for, read and written would all have one place in a page.
     pub(super) const AHEAD: usize = 100;
 
-    pub(super) fn new<T: Element>(width: usize, is_affine: bool) -> Self {
+    /// `reads_apart` is that of [`simd`](crate::simd::reads_apart), for rows from memory.
+    pub(super) fn new<T: Element>(width: usize, is_affine: bool, reads_apart: bool) -> Self {
         let bytes = width * size_of::<T>();
         if bytes <= Self::WHOLE {
-            Self { width, batch: if bytes <= Self::SHORT { BATCH } else { 1 }, tile: width }
+            Self { width, batch: if bytes <= Self::SHORT { BATCH } else { 1 }, tile: width, apart: false }
+        } else if reads_apart && width <= segment::<T>() {
+            // A first-level cache holds the row until it is written.
+            Self { width, batch: 1, tile: width, apart: true }
         } else {
             // Rows share what a tile reads of gamma and beta; without those, one row at a time is found in nearer caches.
-            Self { width, batch: if is_affine { BATCH } else { 1 }, tile: Self::TILE * T::LANES }
+            let batch = if is_affine { BATCH } else { 1 };
+            Self { width, batch, tile: Self::TILE * T::LANES, apart: false }
         }
     }
 
@@ -39,7 +47,7 @@ impl Plan {
     #[inline(always)]
     pub(super) fn known<T: Element, const CHUNKS: usize>(self) -> Self {
         if const { CHUNKS > 0 } {
-            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES }
+            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES, ..self }
         } else {
             self
         }

@@ -175,6 +175,12 @@ macro_rules! register {
     };
 }
 
+/// Whether the CPU is one of AMD's.
+pub(crate) fn is_amd() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+}
+
 mod avx2;
 mod avx512;
 
