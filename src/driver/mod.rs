@@ -20,8 +20,9 @@ use crate::Element;
 use crate::kernel::{self, forward::Place};
 use crate::simd::BATCH;
 
-/// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work.
-const SERIAL_BYTES: usize = 256 << 10;
+/// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work. From there on two
+/// threads of an EPYC are 1.1 to 1.6 times as fast as one.
+const SERIAL_BYTES: usize = 128 << 10;
 
 /// Bytes of x in a task, at least: so many that the cost of a task is hidden.
 const TASK_BYTES: usize = 64 << 10;

@@ -20,9 +20,13 @@
 //!   are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]).
 //! - *Fused*, where x and dy come from memory, or dx alone is wanted and all is near: the gradients of a batch are written in
 //!   the same loop that takes the sums of the next, as in [`forward`](super::forward), and what memory sends is asked for
-//!   2.5 KiB ahead. dgamma and dbeta of eight rows are added up in the first-level cache. With dx streamed that is one even
-//!   stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1; with dx stored it is slower than
-//!   blocks.
+//!   12.5 KiB ahead. A batch is one row, unless rows are very short. dgamma and dbeta of eight rows are added up in the
+//!   first-level cache. With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks
+//!   took 1.2 to 2.1; with dx stored it is slower than blocks. (Some CPUs [rather](crate::simd::reads_apart) write a row
+//!   before they read the next.)
+//!
+//! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short rows
+//! eight at a time.
 //!
 //! dgamma and dbeta are added up over eight rows, those over groups of [`GROUP`] rows, and the groups with a
 //! compensated sum: no running sum is so long that its rounding errors, all of one sign where rows are alike, could add
@@ -142,7 +146,6 @@ impl<T: Element> Backward<'_, T> {
             if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, FUSED>() }
                 && width == 4 * T::LANES
                 && plan.batch == BATCH
-                && !plan.by_row
             {
                 self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
             } else {

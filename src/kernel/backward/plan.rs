@@ -19,11 +19,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Bytes of a short row, at most, as in forward.
+    /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
     const SHORT: usize = 256;
     /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
-    /// Chunks from one that is read to the one that is asked for, as in forward.
+    /// Chunks from one that is read to the one that is asked for, as in forward, but of two arrays at a time.
     pub(super) const AHEAD: usize = 200;
 
     pub(super) fn new<T: Element>(width: usize, is_fused: bool) -> Self {
@@ -53,7 +53,13 @@ impl Plan {
     #[inline(always)]
     pub(super) fn known<T: Element, const CHUNKS: usize>(self) -> Self {
         if const { CHUNKS > 0 } {
-            Self { width: CHUNKS * T::LANES, batch: BATCH, by_row: false, tile: CHUNKS * T::LANES, staged: CHUNKS * T::LANES }
+            Self {
+                width: CHUNKS * T::LANES,
+                batch: BATCH,
+                by_row: false,
+                tile: CHUNKS * T::LANES,
+                staged: CHUNKS * T::LANES,
+            }
         } else {
             self
         }

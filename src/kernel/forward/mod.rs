@@ -1,12 +1,15 @@
 //! Forward: `y = gamma * xhat + beta`, with the statistics of [`stats`](super::stats).
 //!
-//! Rows go in batches. While a batch is normalized, the sums of the next are taken in the same loop
-//! ([`piece`]): x is read from memory once, in one even stream, and again from cache; `y` is written once, past the caches
-//! where the caller asks for that.
+//! While a row is normalized, the sums of a later one are taken in the same loop ([`piece`]): x is read from memory once, in
+//! one even stream, and again from cache; `y` is written once, past the caches where the caller asks for that.
 //!
-//! Rows too long for a first-level cache to hold two of them go in tiles of columns, all rows of the batch to a tile, so
-//! that gamma and beta are read once a batch and not once a row. Rows so long that several threads share them go in the
-//! steps of [`long_rows`].
+//! - Rows of up to a kilobyte go in batches of eight, whose statistics take hardly longer than those of one row.
+//! - Longer ones go one at a time: a first-level cache of 32 KiB then holds the row until it is normalized, and its statistics
+//!   are computed without lanes while the CPU takes the sums of the row after it. On an EPYC 64x768 took 1.2 to 1.35
+//!   times as long in batches of four rows.
+//! - Rows too long for a first-level cache to hold two of them go in tiles of columns, eight rows to a tile, so that gamma and
+//!   beta are read once a batch and not once a row.
+//! - Rows so long that several threads share them go in the steps of [`long_rows`].
 
 pub(crate) mod long_rows;
 mod narrow;
@@ -18,7 +21,7 @@ use super::careful::{self, CarefulRow};
 use super::{NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, reads_apart};
-use pipeline::{Batch, RowSums, Pipeline, Step};
+use pipeline::{Batch, Pipeline, RowSums, Step};
 use plan::Plan;
 use std::ops::Range;
 

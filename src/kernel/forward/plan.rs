@@ -23,8 +23,10 @@ impl Plan {
     const WHOLE: usize = 8 << 10;
     /// Chunks in a tile of a longer row: whole runs, and a segment has a whole number of tiles.
     pub(super) const TILE: usize = 64;
-    /// Chunks from one that is read to the one that is asked for from memory. No multiple of 4 KiB, as rows may be: what is
-    /// asked for, read and written would all have one place in a page.
+    /// Chunks from one that is read to the one that is asked for from memory, which is to be in the second-level cache by then:
+    /// on an EPYC a loop like this one took 1.2 times as long for 8192x768 with the first-level cache asked for 40 chunks ahead
+    /// as without asking, and 0.9 times so. No multiple of 4 KiB, as rows may be: what is asked for, read and written would all
+    /// have one place in a page.
     pub(super) const AHEAD: usize = 100;
 
     /// `reads_apart` is that of [`simd`](crate::simd::reads_apart), for rows from memory.
