@@ -5,12 +5,12 @@
 
 use super::{Streaming, long_rows};
 use crate::Element;
-use crate::kernel::backward::{Backward, GROUP, ParameterSums};
+use crate::kernel::backward::{Backward, GROUP, ParameterSums, prefers_blocks};
 use crate::kernel::forward::{Parameters, Place};
 use crate::kernel::reduce::{AddInto, AddLost};
 use crate::kernel::{self, Work};
 use crate::rows::Rows;
-use crate::simd::{BATCH, Backend};
+use crate::simd::{BATCH, Backend, reads_apart};
 
 /// Parts that have parameter gradients of their own, at most: a power of two, for as many threads. A part under way has three
 /// more sets (of eight rows, of a group of rows, and of what rounding took), so that no more than 64 are alive at any time.
@@ -51,7 +51,11 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
     let rows = job.mean.len();
     let wants_sums = gradients.iter().any(Option::is_some);
     let parallel = super::is_parallel::<T>(rows * width);
-    let place = super::place(job.streaming, 3 * rows * width * size_of::<T>(), parallel);
+    let streaming = match job.streaming {
+        Streaming::Auto if wants_sums && prefers_blocks::<T>(width) => Streaming::Never,
+        streaming => streaming,
+    };
+    let place = super::place(streaming, 3 * rows * width * size_of::<T>(), parallel);
     let mut gamma = Vec::new();
     let mut parameters = job.parameters;
     if wants_sums || parameters.gamma.is_some() {
@@ -190,6 +194,7 @@ impl<T: Element> BackwardJob<'_, '_, T> {
                     is_zero: start == 0 && !continues,
                 }),
                 place,
+                apart: reads_apart(),
                 staged: &mut staged,
                 block: &mut block,
             };

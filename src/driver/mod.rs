@@ -21,7 +21,7 @@ use crate::kernel::{self, forward::Place};
 use crate::simd::BATCH;
 
 /// Bytes of x below which work stays on the calling thread: to wake another costs about as much as the work. From there on two
-/// threads of an EPYC are 1.1 to 1.6 times as fast as one.
+/// threads of an EPYC are 1.0 to 1.6 times as fast as one.
 const SERIAL_BYTES: usize = 128 << 10;
 
 /// Bytes of x in a task, at least: so many that the cost of a task is hidden.
@@ -70,8 +70,8 @@ const NEAR_BYTES: usize = 1 << 20;
 /// Bytes of a thread that it pays to keep in a cache that cores share. The second-level table of page addresses is as large as
 /// that, with pages of 4 KiB (2048 entries on a Xeon, 3072 on an EPYC). Measured for forward of 4096x256, 8 MiB, and 2048x1024,
 /// 16 MiB, on an EPYC with 32 MiB: with ordinary stores 0.88 and 1.4 times as long as with streaming ones on one thread,
-/// 0.55 and 0.5 times on two. On a Xeon with 260 MiB streaming stores are faster from 6 MiB on, at 48 MiB by a factor of two.
-const SHARED_BYTES: usize = 8 << 20;
+/// 0.57 and 0.5 times on two. On one thread of a Xeon with 260 MiB streaming stores are faster from 6 MiB on, at 48 MiB by a factor of two.
+const CACHED_BYTES: usize = 8 << 20;
 
 /// Where a call finds its inputs and outputs, so many bytes that threads share or one thread has all of.
 fn place(streaming: Streaming, bytes: usize, is_parallel: bool) -> Place {
@@ -110,7 +110,8 @@ fn aligned<'a, T: Element>(
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Streaming {
     /// Where inputs and outputs together are more than half of the last-level cache, whose size is read from the machine, or
-    /// more than 8 MiB for each thread.
+    /// more than 8 MiB for each thread. Not where a CPU is known to be slower so: AMD's, backward of rows of 16 elements
+    /// or more in 256 bytes or less, with dgamma or dbeta.
     #[default]
     Auto,
     /// Always.
@@ -120,12 +121,32 @@ pub enum Streaming {
 }
 
 impl Streaming {
-    /// The decision for a call that touches so many bytes.
+    /// The decision for a call that touches so many bytes on so many threads.
     fn decided(self, bytes: usize, threads: usize) -> Self {
         match self {
-            Self::Auto if bytes > cache::last_level() / 2 || bytes / threads > SHARED_BYTES => Self::Always,
+            Self::Auto if bytes > cache::last_level() / 2 || bytes / threads > CACHED_BYTES => Self::Always,
             Self::Auto => Self::Never,
             decided => decided,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CACHED_BYTES, Streaming, cache};
+
+    #[test]
+    fn outputs_go_past_the_caches_where_half_of_the_last_or_the_share_of_a_thread_is_too_small() {
+        let half = cache::last_level() / 2;
+        for (bytes, threads, expected) in [
+            (half.min(CACHED_BYTES), 1, Streaming::Never),
+            (CACHED_BYTES + 1, 1, Streaming::Always),
+            (half.min(2 * CACHED_BYTES), 2, Streaming::Never),
+            (half + 1, usize::MAX, Streaming::Always),
+        ] {
+            assert_eq!(Streaming::Auto.decided(bytes, threads), expected, "{bytes} bytes, {threads} threads");
+            assert_eq!(Streaming::Never.decided(bytes, threads), Streaming::Never);
+            assert_eq!(Streaming::Always.decided(bytes, threads), Streaming::Always);
         }
     }
 }

@@ -158,7 +158,7 @@ impl<'a, T: Element> Problem<'a, T> {
     /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few
     /// that there is work for some threads, but enough to be worth a call. It depends on the shape alone.
     pub(super) fn block_rows(&self) -> usize {
-        /// Bytes of one of the four arrays: together they stay in a small second-level cache, and nearly in a first-level one.
+        /// Bytes of one of the four arrays: together they stay in a small second-level cache.
         const BYTES: usize = 1 << 15;
         /// Blocks that a small input is cut into.
         const BLOCKS: usize = 16;

@@ -24,6 +24,8 @@ mod narrow;
 pub(crate) mod reduce;
 mod stats;
 mod streams;
+#[cfg(test)]
+mod tests;
 pub(crate) mod wide;
 mod wide_lanes;
 

@@ -19,7 +19,6 @@ pub use backend::Backend;
 use crate::element::Vectorized;
 use std::fmt::Debug;
 use std::ops::{Add, Mul, Sub};
-use std::sync::OnceLock;
 
 /// Proof that the CPU has an instruction set, and the registers that go with it.
 pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
@@ -128,16 +127,15 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
     }
 }
 
-/// Whether rows are best read from memory and then written, one at a time, where nothing but x and dy is read: AMD's CPUs
-/// read ahead by themselves while streaming stores drain, as long as no other reads come between. Backward of 32768x1024
-/// without gamma takes 0.98 times as long as a sum of two arrays on an EPYC, and 1.4 times with a row read while another is
-/// written; on a Xeon that takes 1.0 to 1.3 times.
+/// Whether rows are best read from memory and then written, one at a time, without gamma and beta: AMD's CPUs read ahead by
+/// themselves while streaming stores drain, as long as no other reads come between. Backward of 8192x768
+/// without gamma takes as long as a sum of two arrays on an EPYC, and 1.4 times as long with a row read while another is
+/// written; on a Xeon the latter takes 0.9 to 1.3 times as long as that sum.
 pub(crate) fn reads_apart() -> bool {
-    static FOUND: OnceLock<bool> = OnceLock::new();
     #[cfg(target_arch = "x86_64")]
-    return *FOUND.get_or_init(x86::is_amd);
+    return x86::is_amd();
     #[cfg(not(target_arch = "x86_64"))]
-    return *FOUND.get_or_init(|| false);
+    return false;
 }
 
 /// The values of a register.

@@ -1,8 +1,8 @@
 //! Every backend that rounds a multiplication and an addition once gives the bits of the model, whatever the width,
 //! the offset from alignment, and the parameters.
 
-use crate::support::{Case, backends, boundary_widths, is_fused};
-use llm_operator::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, Streaming};
+use crate::support::{Case, Framed, backends, boundary_widths, is_fused};
+use llm_operator::{Backend, Element, GradientMut, GradientsMut, Statistics, Streaming};
 
 fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usize]) {
     for (gamma, beta) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -64,21 +64,30 @@ fn hard_rows_have_the_bits_of_the_model() {
     }
 }
 
-/// Rows of whole cache lines and not, streamed a batch at a time (below 1 KiB) and alone, of one segment and of
-/// several; dgamma and dbeta of one group of rows and of two.
+/// Rows that are written again, with care, in the middle of a block of eight, at its ends, all of one, and the last of all.
+fn with_hard_rows<T: Element>(mut case: Case<T>) -> Case<T> {
+    let (width, rows) = (case.width, case.x.len() / case.width);
+    let (tiny, tiny_gradient) = if size_of::<T>() == 4 { (1e-30, 1e-35) } else { (1e-200, 1e-300) };
+    for row in [3, 7, 8, 16, 17, 18, 19, 20, 21, 22, 23, 130, rows - 1].into_iter().filter(|row| *row < rows) {
+        let row = row * width..(row + 1) * width;
+        case.x[row.clone()].fill(T::from_f64(0.0));
+        case.x[row.start + 1] = T::from_f64(tiny);
+        for dy in &mut case.dy[row] {
+            *dy = T::from_f64(dy.to_f64() * tiny_gradient);
+        }
+    }
+    case
+}
+
+/// Rows of whole cache lines and not, at their start and elsewhere, streamed a batch at a time (up to 1 KiB forward and 256 bytes
+/// backward) and alone, of one segment and of several; dgamma and dbeta of one group of rows and of two.
 fn streaming_changes_no_bit<T: Element>(has_parameters: bool) {
-    for (rows, width) in [16, 17, 64, 100, 128, 255, 256, 300, 768, 1500, 2048, 3000, 5000]
+    for (rows, width) in [16, 17, 64, 100, 128, 255, 256, 300, 768, 1500, 2048, 3072, 5000]
         .map(|width| (19, width))
         .into_iter()
         .chain([(141, 16), (141, 65), (270, 200)])
     {
-        let mut case = Case::<T>::random(rows, width, has_parameters, has_parameters, 6);
-        // Rows outside the ordinary range are written again after they were streamed: in the middle of a block of eight, at
-        // its ends, all of one, and the last of all.
-        for row in [3, 7, 8, 16, 17, 18, 19, 20, 21, 22, 23, 130, rows - 1].into_iter().filter(|row| *row < rows) {
-            case.x[row * width..(row + 1) * width].fill(T::from_f64(0.0));
-            case.x[row * width + 1] = T::from_f64(1e-30);
-        }
+        let case = with_hard_rows(Case::<T>::random(rows, width, has_parameters, has_parameters, 6));
         for backend in backends() {
             for offset in [0, 1, 4, 13] {
                 let layer = case.layer(backend);
@@ -98,22 +107,39 @@ fn streaming_stores_change_no_bit() {
     }
 }
 
-#[test]
-fn dx_alone_with_gamma_has_the_same_bits_streamed_and_not() {
-    for width in [16, 65, 768] {
-        let case = Case::<f32>::random(19, width, true, false, 7);
-        let gamma = case.gamma.as_ref().unwrap();
-        let (mean, rstd) = (vec![0.25; 19], vec![1.5; 19]);
-        for backend in backends() {
-            let [found, expected] = [Streaming::Always, Streaming::Never].map(|streaming| {
-                let mut dx = vec![f32::NAN; case.x.len()];
-                let gradients = GradientsMut { dx: Some(GradientMut::Overwrite(&mut dx)), ..GradientsMut::default() };
-                let layer = LayerNorm::new(width).gamma(gamma).backend(backend).streaming(streaming);
-                layer.backward_into(&case.dy, &case.x, Statistics { mean: &mean, rstd: &rstd }, gradients).unwrap();
-                dx.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-            });
-            assert!(found == expected, "{backend:?}, width {width}");
+/// dx without dgamma and dbeta goes other ways than with them, and has the same bits.
+fn dx_alone_has_the_same_bits<T: Element>(has_gamma: bool) {
+    for width in [16, 65, 128, 512, 513, 768, 1024, 4096, 4097, 5000] {
+        let case = with_hard_rows(Case::<T>::random(19, width, has_gamma, false, 7));
+        for (backend, offset) in backends().into_iter().flat_map(|backend| [(backend, 0), (backend, 3)]) {
+            let layer = case.layer(backend);
+            let expected = case.run_layer(&layer, offset);
+            let statistics = Statistics { mean: &expected.mean, rstd: &expected.rstd };
+            let (x, dy) = (Framed::from_slice(&case.x, offset), Framed::from_slice(&case.dy, offset));
+            for streaming in [Streaming::Always, Streaming::Never] {
+                let [mut dx, mut sum] = [(); 2].map(|()| Framed::from_slice(&case.x, offset));
+                for gradient in [GradientMut::Overwrite(dx.slice_mut()), GradientMut::Accumulate(sum.slice_mut())] {
+                    let gradients = GradientsMut { dx: Some(gradient), ..GradientsMut::default() };
+                    let layer = layer.clone().streaming(streaming);
+                    layer.backward_into(dy.slice(), x.slice(), statistics, gradients).unwrap();
+                }
+                let (dx, sum) = (dx.finish(), sum.finish());
+                for (i, &expected) in expected.dx.iter().enumerate() {
+                    let expected_sum = T::from_f64(case.x[i].to_f64() + expected.to_f64());
+                    let found = [dx[i], sum[i]].map(|value| value.to_f64().to_bits());
+                    let expected = [expected, expected_sum].map(|value| value.to_f64().to_bits());
+                    assert_eq!(found, expected, "{} {backend:?}, {width}, {offset}, {streaming:?}, {i}", T::NAME);
+                }
+            }
         }
+    }
+}
+
+#[test]
+fn dx_alone_has_the_bits_of_dx_with_dgamma_and_dbeta() {
+    for has_gamma in [true, false] {
+        dx_alone_has_the_same_bits::<f32>(has_gamma);
+        dx_alone_has_the_same_bits::<f64>(has_gamma);
     }
 }
 

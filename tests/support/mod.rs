@@ -73,7 +73,7 @@ impl Random {
     }
 }
 
-/// A buffer poisoned with NaN between two canaries, at an offset from whatever alignment the allocator gives.
+/// A buffer poisoned with NaN between two canaries, at an offset in elements from a multiple of 64 bytes.
 #[derive(Clone, Debug)]
 pub struct Framed<T> {
     memory: Vec<T>,
@@ -86,8 +86,10 @@ const CANARIES: usize = 16;
 
 impl<T: Element> Framed<T> {
     pub fn new(len: usize, offset: usize) -> Self {
-        let start = CANARIES + offset;
-        let mut memory = vec![T::from_f64(CANARY); start + len + CANARIES];
+        let aligned = 64 / size_of::<T>();
+        let mut memory = vec![T::from_f64(CANARY); CANARIES + aligned + offset + len + CANARIES];
+        let address = memory.as_ptr().addr() + CANARIES * size_of::<T>();
+        let start = CANARIES + (address.next_multiple_of(64) - address) / size_of::<T>() + offset;
         memory[start..start + len].fill(T::from_f64(f64::NAN));
         Self { memory, start, len }
     }

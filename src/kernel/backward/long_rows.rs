@@ -169,7 +169,7 @@ impl<T: Element> Finish<'_, T> {
         }
         let [staged, block] = &mut [(); 2].map(|()| Vec::new());
         let (dx, sums, place) = (None, None, Place::Near);
-        let mut backward = Backward { parameters, x, dy, mean, rstd, dx, sums, place, staged, block };
+        let mut backward = Backward { parameters, x, dy, mean, rstd, dx, sums, place, apart: false, staged, block };
         let mut pipeline = Pipeline {
             isa,
             plan: Plan { width, batch, by_row: false, tile: width, staged: width },

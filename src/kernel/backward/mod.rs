@@ -25,8 +25,8 @@
 //!   took 1.2 to 2.1; with dx stored it is slower than blocks. (Some CPUs [rather](crate::simd::reads_apart) write a row
 //!   before they read the next.)
 //!
-//! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short rows
-//! eight at a time.
+//! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
+//! of very long rows eight at a time.
 //!
 //! dgamma and dbeta are added up over eight rows, those over groups of [`GROUP`] rows, and the groups with a
 //! compensated sum: no running sum is so long that its rounding errors, all of one sign where rows are alike, could add
@@ -50,6 +50,7 @@ use parameter_sums::Counts;
 pub(crate) use parameter_sums::{GROUP, ParameterSums};
 use pipeline::{Batch, Pipeline};
 use plan::Plan;
+pub(crate) use plan::prefers_blocks;
 use std::ops::Range;
 
 /// What is computed: dx without gamma, dx with gamma, or dx, dgamma and dbeta with gamma.
@@ -75,6 +76,8 @@ pub(crate) struct Backward<'a, T> {
     /// dgamma and dbeta, where either is wanted.
     pub(crate) sums: Option<ParameterSums<'a, T>>,
     pub(crate) place: Place,
+    /// Whether the CPU [reads apart](crate::simd::reads_apart), where that pays.
+    pub(crate) apart: bool,
     /// Room for dx on its way past the caches, or to be added.
     pub(crate) staged: &'a mut Vec<T>,
     /// Room for dgamma and dbeta of eight rows.
@@ -88,9 +91,6 @@ impl<T: Element> Kernel for Backward<'_, T> {
     fn run<I: Isa>(mut self, isa: I) {
         if self.parameters.width < careful::NARROW {
             return self.narrow_rows(isa);
-        }
-        if self.place == Place::Memory && self.sums.is_some() && Plan::prefers_blocks::<T>(self.parameters.width) {
-            self.place = Place::Shared;
         }
         let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
@@ -185,10 +185,9 @@ impl<T: Element> Backward<'_, T> {
             plan.staged = plan.tile;
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
-        let place = self.place;
+        let apart = const { MODE == PLAIN } && self.place == Place::Memory && self.apart && plan.pays_apart::<T>();
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, counts, block, backward: self };
         if FUSED {
-            let apart = const { MODE == PLAIN } && place == Place::Memory && plan.is_apart::<T>();
             pipeline.sums::<MODE>();
             while !pipeline.rows.is_empty() {
                 if pipeline.batch.ordinary && !apart && const { CHUNKS == 0 } && plan.by_row {

@@ -39,7 +39,7 @@ pub(super) struct Pipeline<'f, 'a, T, I> {
     pub(super) rows: Range<usize>,
     /// The batch before them, whose gradients are to be written.
     pub(super) batch: Batch<T>,
-    /// A batch of short rows of dx, or a tile of a long one.
+    /// A batch of short rows of dx, a row, or a tile of a long one.
     pub(super) staged: &'f mut [T],
     pub(super) counts: &'f mut Counts,
     /// dgamma and dbeta of up to eight rows, where fused.
@@ -130,15 +130,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let is_staged = !self.staged.is_empty();
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
-        // The first eight rows need no array of their own.
         let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
-        let (dgamma, dbeta) = match parameter_sums {
-            // Nobody may want the sums: then they stay in the block.
-            _ if const { MODE == FULL } && WRITE != NOT_WRITTEN && FUSED && !is_first_block => {
-                ParameterSums::halves(self.block, width)
-            }
-            Some(sums) if const { MODE == FULL } && WRITE != NOT_WRITTEN => sums.of_group(width),
-            _ => (&mut [][..], &mut [][..]),
+        let (dgamma, dbeta) = if const { MODE == FULL && WRITE != NOT_WRITTEN } {
+            targets::<T, FUSED>(parameter_sums, self.block, width)
+        } else {
+            (&mut [][..], &mut [][..])
         };
         let span = |row: usize, is_used: bool| if is_used { row * width..(row + batch) * width } else { 0..0 };
         let (summed_x, summed_dy) = (&x[span(next, SUM)], &dy[span(next, SUM)]);
@@ -253,8 +249,6 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// looks far ahead takes the sums of the row after it meanwhile.
     #[inline(always)]
     fn sums_by_row<const MODE: u8>(&mut self) {
-        self.batch.is_ordinary = [true; BATCH];
-        self.batch.ordinary = true;
         for i in 0..self.plan.batch {
             self.row::<NOT_WRITTEN, MODE>(i);
         }
@@ -283,13 +277,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { here.start - width..here.start };
         let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
-        let (dgamma, dbeta) = match parameter_sums {
-            // As in `step`.
-            _ if const { MODE == FULL && WRITE != NOT_WRITTEN } && !is_first_block => {
-                ParameterSums::halves(self.block, width)
-            }
-            Some(sums) if const { MODE == FULL && WRITE != NOT_WRITTEN } => sums.of_group(width),
-            _ => (&mut [][..], &mut [][..]),
+        let (dgamma, dbeta) = if const { MODE == FULL && WRITE != NOT_WRITTEN } {
+            targets::<T, true>(parameter_sums, self.block, width)
+        } else {
+            (&mut [][..], &mut [][..])
         };
         let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
         let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[written.clone()]);
@@ -455,6 +446,21 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             }
             start = end;
         }
+    }
+}
+
+/// Where the dgamma and dbeta of rows are added up: in the block where fused, but for the first eight rows, which need no array
+/// of their own. Nobody may want the sums: then they stay in the block.
+#[inline(always)]
+fn targets<'s, T: Element, const FUSED: bool>(
+    sums: &'s mut Option<ParameterSums<'_, T>>,
+    block: &'s mut [T],
+    width: usize,
+) -> (&'s mut [T], &'s mut [T]) {
+    match sums {
+        Some(sums) if !FUSED || sums.is_zero => sums.of_group(width),
+        _ if FUSED => ParameterSums::halves(block, width),
+        _ => (&mut [], &mut []),
     }
 }
 

@@ -1,8 +1,15 @@
 //! How many rows and columns go together.
 
 use crate::Element;
+use crate::kernel::careful::NARROW;
 use crate::kernel::segment;
 use crate::simd::{BATCH, reads_apart};
+
+/// Whether rows whose dgamma and dbeta are wanted go in blocks, past no cache, even from memory: short ones, where a CPU
+/// [reads them apart](reads_apart). 65536x64 took 1.4 times as long fused and streamed, on an EPYC.
+pub(crate) fn prefers_blocks<T: Element>(width: usize) -> bool {
+    width >= NARROW && width * size_of::<T>() <= Plan::SHORT && reads_apart()
+}
 
 /// How rows of some width are taken.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +28,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
     const SHORT: usize = 256;
-    /// Chunks of a row in a buffer, at most: a segment has a whole number of so many.
+    /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
     /// Chunks from one that is read to the one that is asked for, as in forward, but of two arrays at a time.
     pub(super) const AHEAD: usize = 200;
@@ -37,16 +44,10 @@ impl Plan {
         }
     }
 
-    /// Whether rows from memory go in blocks all the same, past no cache, where dgamma and dbeta are wanted: short ones, where
-    /// a CPU [reads them apart](reads_apart). 65536x64 took 1.4 times as long fused, on an EPYC.
-    pub(super) fn prefers_blocks<T: Element>(width: usize) -> bool {
-        width * size_of::<T>() <= Self::SHORT && reads_apart()
-    }
-
-    /// Whether dx of rows from memory, without gamma, is written before the sums of the next row are taken. Up to two kilobytes
-    /// it does not pay.
-    pub(super) fn is_apart<T: Element>(self) -> bool {
-        self.by_row && self.width * size_of::<T>() > 2 << 10 && reads_apart()
+    /// Whether rows are so long that it pays to write dx without gamma before the sums of the next row are taken, where a CPU
+    /// [reads apart](reads_apart).
+    pub(super) fn pays_apart<T: Element>(self) -> bool {
+        self.by_row && self.width * size_of::<T>() > 2 << 10
     }
 
     /// As in forward.

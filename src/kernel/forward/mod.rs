@@ -7,8 +7,9 @@
 //! - Longer ones go one at a time: a first-level cache of 32 KiB then holds the row until it is normalized, and its statistics
 //!   are computed without lanes while the CPU takes the sums of the row after it. On an EPYC 64x768 took 1.2 to 1.35
 //!   times as long in batches of four rows.
-//! - Rows too long for a first-level cache to hold two of them go in tiles of columns, eight rows to a tile, so that gamma and
-//!   beta are read once a batch and not once a row.
+//! - Rows too long for a first-level cache to hold two of them go in tiles of columns; with gamma and beta eight rows to a tile,
+//!   so that those are read once a batch and not once a row. Without, some CPUs rather [take](crate::simd::reads_apart) the sums
+//!   of a whole row from memory and then write it.
 //! - Rows so long that several threads share them go in the steps of [`long_rows`].
 
 pub(crate) mod long_rows;
@@ -20,8 +21,8 @@ mod plan;
 use super::careful::{self, CarefulRow};
 use super::{NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
-use crate::simd::{BATCH, Isa, Kernel, reads_apart};
-use pipeline::{Batch, Pipeline, RowSums, Step};
+use crate::simd::{BATCH, Isa, Kernel};
+use pipeline::{Batch, Pipeline, Step, SumsOfRow};
 use plan::Plan;
 use std::ops::Range;
 
@@ -61,6 +62,8 @@ pub(crate) struct Forward<'a, T> {
     /// `rstd` of each row, where it is wanted.
     pub(crate) rstd: Option<&'a mut [T]>,
     pub(crate) place: Place,
+    /// Whether the CPU [reads apart](crate::simd::reads_apart), where that pays.
+    pub(crate) apart: bool,
     /// Room for outputs on their way past the caches.
     pub(crate) staged: &'a mut Vec<T>,
 }
@@ -102,7 +105,7 @@ impl<T: Element> Forward<'_, T> {
     fn all_rows<I: Isa, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;
         let rows = self.x.len() / width;
-        let mut plan = Plan::new::<T>(width, AFFINE, !AFFINE && self.place == Place::Memory && reads_apart());
+        let mut plan = Plan::new::<T>(width, AFFINE, !AFFINE && self.place == Place::Memory && self.apart);
         let mut first = 0;
         // The last batch may have fewer rows.
         while first < rows {
@@ -147,11 +150,11 @@ impl<T: Element> Forward<'_, T> {
         };
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, forward: self };
         if const { CHUNKS == 0 } && plan.is_by_row() {
-            isa.run(RowSums(&mut pipeline));
+            isa.run(SumsOfRow(&mut pipeline));
             while !pipeline.rows.is_empty() {
-                if plan.apart {
+                if const { !AFFINE } && plan.apart {
                     isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
-                    isa.run(RowSums(&mut pipeline));
+                    isa.run(SumsOfRow(&mut pipeline));
                 } else {
                     pipeline.row::<WRITE, AFFINE, AHEAD>();
                 }

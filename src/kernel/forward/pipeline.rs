@@ -45,13 +45,13 @@ pub(super) struct Pipeline<'f, 'a, T, I> {
     pub(super) rows: Range<usize>,
     /// The batch before them, which is to be normalized.
     pub(super) batch: Batch<T>,
-    /// A batch of short rows, or a tile of a long one, on the way past the caches.
+    /// A batch of short rows, a row, or a tile of a long one, on the way past the caches.
     pub(super) staged: &'f mut [T],
     pub(super) forward: &'f mut Forward<'a, T>,
 }
 
-/// A step of a pipeline as a function of its own, for the first and the last, which are taken once: so they are compiled
-/// once for all widths.
+/// A step of a pipeline as a function of its own, for those that take sums alone or write alone: so they are compiled once for
+/// all widths.
 #[derive(Debug)]
 pub(super) struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool>(
     pub(super) &'p mut Pipeline<'f, 'a, T, J>,
@@ -70,9 +70,9 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
 
 /// [`Pipeline::row`] as a function of its own, where no row is written.
 #[derive(Debug)]
-pub(super) struct RowSums<'p, 'f, 'a, T, J>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
+pub(super) struct SumsOfRow<'p, 'f, 'a, T, J>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
 
-impl<T: Element, J: Isa> Kernel for RowSums<'_, '_, '_, T, J> {
+impl<T: Element, J: Isa> Kernel for SumsOfRow<'_, '_, '_, T, J> {
     type Output = ();
 
     #[inline(always)]

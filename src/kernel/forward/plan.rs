@@ -19,7 +19,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most: such rows go in batches of eight, whose statistics take about as long as those of one.
     const SHORT: usize = 1 << 10;
-    /// Bytes of a row that goes as a whole, at most.
+    /// Bytes of a row that goes as a whole while another does, at most.
     const WHOLE: usize = 8 << 10;
     /// Chunks in a tile of a longer row: whole runs, and a segment has a whole number of tiles.
     pub(super) const TILE: usize = 64;

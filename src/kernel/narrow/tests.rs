@@ -157,6 +157,7 @@ impl<T: Element> Case<T> {
             mean: Some(&mut mean),
             rstd: Some(&mut rstd),
             place: Place::Near,
+            apart: false,
             staged: &mut staged,
         };
         backend.run(NarrowForward(kernel));
@@ -174,6 +175,7 @@ impl<T: Element> Case<T> {
             dx: Some((&mut dx, self.accumulate)),
             sums: Some(sums),
             place: Place::Near,
+            apart: false,
             staged: &mut staged,
             block: &mut Vec::new(),
         };
@@ -189,6 +191,7 @@ impl<T: Element> Case<T> {
             dx: Some((&mut dx_alone, self.accumulate)),
             sums: None,
             place: Place::Near,
+            apart: false,
             staged: &mut staged,
             block: &mut Vec::new(),
         };
