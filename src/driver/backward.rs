@@ -86,10 +86,8 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
     let is_shared = parallel && rows > BATCH && long_rows::is_shared::<T>(rows.div_ceil(part), width);
     let len = ParameterSums::<T>::len(width);
     // At a multiple of 64 bytes, as all parts and the start of dbeta in them then are.
-    let len_of_all = rows.div_ceil(part).max(1) * len;
-    let mut sums = vec![T::ZERO; len_of_all + 64 / size_of::<T>()];
-    let aligned = kernel::misaligned(&sums);
-    let sums = &mut sums[aligned..aligned + len_of_all];
+    let mut buffer = Vec::new();
+    let sums = kernel::room(&mut buffer, rows.div_ceil(part).max(1) * len);
     let backend = job.backend;
     if is_shared && part <= GROUP {
         long_rows::backward(job, place, Some((sums, part)));
@@ -173,9 +171,8 @@ impl<T: Element> BackwardJob<'_, '_, T> {
         // The sums of one group, at a multiple of 64 bytes, and what adding them up lost; the first group needs neither.
         let len = if sums.is_some() && rows > GROUP { ParameterSums::<T>::len(width) } else { 0 };
         let mut lost = vec![T::ZERO; len];
-        let mut group = vec![T::ZERO; if len > 0 { len + 64 / size_of::<T>() } else { 0 }];
-        let aligned = kernel::misaligned(&group);
-        let group = &mut group[aligned..aligned + len];
+        let mut group = Vec::new();
+        let group = kernel::room(&mut group, len);
         for start in (0..rows).step_by(step) {
             let end = rows.min(start + step);
             let span = start * width..end * width;

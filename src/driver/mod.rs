@@ -70,7 +70,8 @@ const NEAR_BYTES: usize = 1 << 20;
 /// Bytes of a thread that it pays to keep in a cache that cores share. The second-level table of page addresses is as large as
 /// that, with pages of 4 KiB (2048 entries on a Xeon, 3072 on an EPYC). Measured for forward of 4096x256, 8 MiB, and 2048x1024,
 /// 16 MiB, on an EPYC with 32 MiB: with ordinary stores 0.88 and 1.4 times as long as with streaming ones on one thread,
-/// 0.57 and 0.5 times on two. On one thread of a Xeon with 260 MiB streaming stores are faster from 6 MiB on, at 48 MiB by a factor of two.
+/// 0.57 and 0.5 times on two. On one thread of a Xeon with 260 MiB streaming stores are faster from 6 MiB on, at 48 MiB by a
+/// factor of two.
 const CACHED_BYTES: usize = 8 << 20;
 
 /// Where a call finds its inputs and outputs, so many bytes that threads share or one thread has all of.

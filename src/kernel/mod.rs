@@ -63,9 +63,9 @@ pub(crate) fn misaligned<T>(slice: &[T]) -> usize {
     ((address.next_multiple_of(64) - address) / size_of::<T>()).min(slice.len())
 }
 
-/// The first `len` elements of a buffer at a multiple of 64 bytes.
+/// The first `len` elements of a buffer at a multiple of 64 bytes: of an empty buffer zeros.
 #[inline(always)]
-fn room<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+pub(crate) fn room<T: Element>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if len == 0 {
         return &mut [];
     }
