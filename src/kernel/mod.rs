@@ -11,7 +11,7 @@
 //! - Forward adds chunk `i` of a segment to accumulator `i mod 4`, and after a run of 32 chunks adds up the accumulators in a
 //!   tree. Backward adds up four chunks, and those to a running sum. A run's sum is added to the segment's total; the tail,
 //!   shorter than a chunk and filled up with values that add nothing, is added to the total last.
-//! - The lanes of the total are added in `f64` ([`Lanes::sum`]).
+//! - The lanes of the total are added, the last four in `f64` ([`Lanes::sum`]).
 //! - What the segments gave is finished in `f64`, with a compensated sum over the segments.
 //!
 //! [`Lanes::sum`]: crate::simd::Lanes::sum

@@ -1,7 +1,7 @@
 //! The mean and `rstd` of a row: a shifted algorithm in one pass, with a correction.
 //!
-//! A *pilot* is a number of the element type near the mean: that of four chunks spread over the row. Then one pass takes
-//! `d = x - pilot`, `sum(d)` and `sum(d * d)`, and
+//! A *pilot* is a number of the element type near the mean: that of four chunks spread over the row, or of 16 elements of a
+//! short one. Then one pass takes `d = x - pilot`, `sum(d)` and `sum(d * d)`, and
 //!
 //! ```text
 //! c    = sum(d) / width                        the distance of the mean from the pilot
@@ -10,8 +10,8 @@
 //! ```
 //!
 //! What is added up has the size of the row's spread, not of its mean: a row at 1e8 with a spread of 10 loses
-//! nothing. The difference cancels only where `c^2` is not small beside `var`; with a pilot of 64 elements it is about
-//! 1/64 of it. Where it is more than `var`, as in a row whose four chunks are unlike the rest, a second pass is
+//! nothing. The difference cancels only where `c^2` is not small beside `var`; with a pilot of 16 to 64 elements it is about
+//! 1/16 to 1/64 of it. Where it is more than `var`, as in a row whose chunks are unlike the rest, a second pass is
 //! taken about the mean that the first one found: the corrected two-pass algorithm. (Chan, Golub and LeVeque,
 //! "Algorithms for Computing the Sample Variance", 1983, have both.)
 //!
@@ -142,51 +142,78 @@ pub(super) const ACCUMULATORS: usize = 4;
 /// with few bits, as rows far from zero have, would round the same way again and again.
 pub(super) const RUN: usize = 8;
 
-/// Chunks of a row that its pilot is the mean of, at most.
-const PILOT: usize = 4;
-
-/// The chunks of a row that its pilot is the mean of, added up.
+/// The chunks of a row that its pilot is the mean of: so many, so far apart.
 ///
 /// The number of elements is a power of two: sums of equal numbers are then exact.
-#[inline(always)]
-fn pilot_chunks<T: Element, I: Isa>(isa: I, row: &[T]) -> T::Lanes<I> {
-    let chunks = T::chunks(row).0;
-    let step = chunks.len() / PILOT;
-    // Not `map`: a closure handed to library code is compiled without this instruction set.
-    let load = |k: usize| T::Lanes::load(isa, &chunks[k * step]);
-    if step > 0 { (load(0) + load(1)) + (load(2) + load(3)) } else { load(0) }
+#[derive(Clone, Copy, Debug)]
+struct PilotChunks {
+    first: usize,
+    step: usize,
+    count: usize,
 }
 
-/// The share of one element in the mean of those chunks.
-#[inline(always)]
-fn pilot_share<T: Element>(width: usize) -> f64 {
-    1.0 / (if width >= PILOT * T::LANES { PILOT * T::LANES } else { T::LANES }) as f64
+impl PilotChunks {
+    /// Chunks of a row that has pilots from all over it. Four chunks would be all or half of a shorter row; of it 16 elements
+    /// in the middle do, whose mean is so near the row's that of ten thousand rows of normal numbers one is taken again.
+    const LONG: usize = 16;
+
+    /// Those of a row of so many chunks.
+    #[inline(always)]
+    fn of<T: Element>(chunks: usize) -> Self {
+        if chunks >= Self::LONG {
+            Self { first: 0, step: chunks / 4, count: 4 }
+        } else {
+            let count = if T::LANES < 16 && chunks > 1 { 2 } else { 1 };
+            Self { first: (chunks - count) / 2, step: 1, count }
+        }
+    }
+
+    /// Added up.
+    #[inline(always)]
+    fn sum<T: Element, I: Isa>(self, isa: I, chunks: &[T::Chunk]) -> T::Lanes<I> {
+        // Not `map`: a closure handed to library code is compiled without this instruction set.
+        let load = |k: usize| T::Lanes::load(isa, &chunks[self.first + k * self.step]);
+        match self.count {
+            1 => load(0),
+            2 => load(0) + load(1),
+            _ => (load(0) + load(1)) + (load(2) + load(3)),
+        }
+    }
+
+    /// The share of one element in their mean.
+    #[inline(always)]
+    fn share<T: Element>(self) -> f64 {
+        1.0 / (self.count * T::LANES) as f64
+    }
 }
 
 /// The pilots of the rows in `x`, at most [`BATCH`] of at least one chunk: numbers near their means; of a constant row the
 /// constant. They are summed together, so that no row waits for its own.
 #[inline(always)]
 pub(super) fn pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> [T; BATCH] {
+    let places = PilotChunks::of::<T>(width / T::LANES);
     let mut registers = [T::Lanes::splat(isa, T::ZERO); BATCH];
     for (row, register) in x.chunks_exact(width).zip(&mut registers) {
-        *register = pilot_chunks(isa, row);
+        *register = places.sum::<T, I>(isa, T::chunks(row).0);
     }
-    rounded(T::Lanes::sums(isa, &registers) * I::F64::splat(isa, pilot_share::<T>(width)))
+    rounded(T::Lanes::sums(isa, &registers) * I::F64::splat(isa, places.share::<T>()))
 }
 
 /// The [pilot](pilots) of one row.
 #[inline(always)]
 pub(super) fn pilot<T: Element, I: Isa>(isa: I, row: &[T]) -> T {
-    T::from_f64(pilot_chunks::<T, I>(isa, row).sum() * pilot_share::<T>(row.len()))
+    let places = PilotChunks::of::<T>(row.len() / T::LANES);
+    T::from_f64(places.sum::<T, I>(isa, T::chunks(row).0).sum() * places.share::<T>())
 }
 
 /// Asks for what the pilots of the rows in `x` are made of.
 #[inline(always)]
 pub(super) fn prefetch_pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) {
+    let PilotChunks { first, step, count } = PilotChunks::of::<T>(width / T::LANES);
     for row in x.chunks_exact(width) {
         let chunks = T::chunks(row).0;
-        for k in 0..PILOT {
-            isa.prefetch(&chunks[k * (chunks.len() / PILOT)]);
+        for k in 0..count {
+            isa.prefetch(&chunks[first + k * step]);
         }
     }
 }

@@ -90,7 +90,7 @@ macro_rules! model_lanes {
 
             #[inline(never)]
             fn sum(self) -> f64 {
-                sum_of_lanes(self.0.map(f64::from))
+                sum_of_lanes(self.0)
             }
         }
     };
@@ -99,15 +99,22 @@ macro_rules! model_lanes {
 model_lanes!(f32, 16);
 model_lanes!(f64, 8);
 
-/// The upper half is added to the lower half until one lane is left.
+/// The upper half is added to the lower half until one lane is left, from four lanes on in `f64`.
 #[inline(always)]
-pub(super) fn sum_of_lanes<E: Copy + Add<Output = E>, const N: usize>(mut lanes: [E; N]) -> E {
+pub(super) fn sum_of_lanes<E: Copy + Add<Output = E> + Into<f64>, const N: usize>(lanes: [E; N]) -> f64 {
+    let four = halved::<E, N, 4>(lanes).map(E::into);
+    halved::<f64, 4, 1>(four)[0]
+}
+
+/// The upper half of `N` lanes is added to the lower half until `M` are left.
+#[inline(always)]
+fn halved<E: Copy + Add<Output = E>, const N: usize, const M: usize>(mut lanes: [E; N]) -> [E; M] {
     let mut half = N / 2;
-    while half > 0 {
+    while half >= M {
         for lane in 0..half {
             lanes[lane] = lanes[lane] + lanes[lane + half];
         }
         half /= 2;
     }
-    lanes[0]
+    std::array::from_fn(|lane| lanes[lane])
 }

@@ -67,7 +67,7 @@ macro_rules! portable_lanes {
             #[inline(always)]
             fn sum(self) -> f64 {
                 // `reduce_add` adds in an order that depends on the build.
-                sum_of_lanes(self.to_array().map(f64::from))
+                sum_of_lanes(self.to_array())
             }
         }
     };

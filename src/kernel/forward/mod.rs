@@ -192,8 +192,12 @@ impl<T: Element> Forward<'_, T> {
 /// Writes the statistics of rows from `first` on, where they are wanted.
 #[inline(always)]
 fn save<T: Copy>(all: &mut Option<&mut [T]>, first: usize, values: &[T]) {
-    if let Some(all) = all {
-        all[first..first + values.len()].copy_from_slice(values);
+    let Some(all) = all else { return };
+    let target = &mut all[first..first + values.len()];
+    // The copy of a known length is no call.
+    match (<&mut [T; BATCH]>::try_from(&mut *target), <&[T; BATCH]>::try_from(values)) {
+        (Ok(target), Ok(values)) => *target = *values,
+        _ => target.copy_from_slice(values),
     }
 }
 

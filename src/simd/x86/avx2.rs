@@ -86,12 +86,8 @@ mod f32x16 {
             super::f64x8::sums_of_fours(isa, fours)
         }
         fn four_sums(a: [__m256; 2]) -> __m256d {
-            let lower = [_mm256_castps256_ps128(a[0]), _mm256_extractf128_ps::<1>(a[0])];
-            let upper = [_mm256_castps256_ps128(a[1]), _mm256_extractf128_ps::<1>(a[1])];
-            _mm256_add_pd(
-                _mm256_add_pd(_mm256_cvtps_pd(lower[0]), _mm256_cvtps_pd(upper[0])),
-                _mm256_add_pd(_mm256_cvtps_pd(lower[1]), _mm256_cvtps_pd(upper[1])),
-            )
+            let eight = _mm256_add_ps(a[0], a[1]);
+            _mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight)))
         }
         fn mask(len: usize) -> __m256i {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -51,20 +51,30 @@ mod f32x16 {
             unsafe { _mm512_stream_ps(chunk.as_mut_ptr(), a) }
         }
         fn sum(a: __m512) -> f64 {
-            let (lower, upper) = (_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-            let eight = _mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper));
-            let four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd::<1>(eight));
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let four = _mm256_cvtps_pd(four);
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
         fn sums(registers: &[super::F32x16; BATCH]) -> __m512d {
-            let mut eight = [_mm512_setzero_pd(); BATCH];
-            for i in 0..BATCH {
-                let a = registers[i].0;
-                let (lower, upper) = (_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-                eight[i] = _mm512_add_pd(_mm512_cvtps_pd(lower), _mm512_cvtps_pd(upper));
+            // Halves of two registers side by side, added; then quarters of four.
+            let pair = |a: __m512, b: __m512| {
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+            };
+            let mut halves = [_mm512_setzero_ps(); 4];
+            for i in 0..4 {
+                halves[i] = pair(registers[i].0, registers[i + 4].0);
             }
-            super::f64x8::transposed_sum(isa, eight)
+            let mut fours = [_mm512_setzero_pd(); 4];
+            for i in 0..2 {
+                let (a, b) = (halves[i], halves[i + 2]);
+                // Quarters of registers i, i + 4, i + 2, i + 6.
+                let quarters = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                fours[2 * i] = _mm512_cvtps_pd(_mm512_castps512_ps256(quarters));
+                fours[2 * i + 1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(quarters));
+            }
+            super::f64x8::sums_of_fours(isa, fours)
         }
     } }
 
@@ -118,11 +128,16 @@ mod f64x8 {
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
         fn sums(registers: &[super::F64x8; BATCH]) -> __m512d {
-            let mut eight = [_mm512_setzero_pd(); BATCH];
-            for i in 0..BATCH {
-                eight[i] = registers[i].0;
+            // Halves of two registers side by side, added.
+            let pair = |a: __m512d, b: __m512d| {
+                _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xee>(a, b))
+            };
+            let mut fours = [_mm512_setzero_pd(); 4];
+            for i in 0..2 {
+                fours[2 * i] = pair(registers[i].0, registers[i + 4].0);
+                fours[2 * i + 1] = pair(registers[i + 2].0, registers[i + 6].0);
             }
-            transposed_sum(isa, eight)
+            sums_of_fours(isa, fours)
         }
         fn transposed(rows: [super::F64x8; BATCH]) -> [super::F64x8; BATCH] {
             let lower_pairs = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
@@ -145,17 +160,11 @@ mod f64x8 {
             }
             found
         }
-        fn transposed_sum(eight: [__m512d; BATCH]) -> __m512d {
-            // Halves of neighbours side by side, added; then quarters; then eighths: register r ends in lane r.
-            let mut halves = [_mm512_setzero_pd(); 4];
-            for i in 0..4 {
-                let (a, b) = (eight[i], eight[i + 4]);
-                halves[i] = _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xee>(a, b));
-            }
-            // Lanes of halves[i]: four of register i, four of register i + 4.
+        fn sums_of_fours(fours: [__m512d; 4]) -> __m512d {
+            // Four lanes each of registers 0 and 4, 2 and 6, 1 and 5, 3 and 7: halves of four registers side by side, added.
             let mut quarters = [_mm512_setzero_pd(); 2];
             for i in 0..2 {
-                let (a, b) = (halves[i], halves[i + 2]);
+                let (a, b) = (fours[2 * i], fours[2 * i + 1]);
                 quarters[i] = _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xdd>(a, b));
             }
             // Lanes of quarters[i]: two each of registers i, i + 4, i + 2, i + 6.
