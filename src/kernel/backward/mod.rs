@@ -95,7 +95,7 @@ impl<T: Element> Kernel for Backward<'_, T> {
         let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
         let streams = self.place == Place::Memory && is_aligned;
-        let (near, far) = (self.place == Place::Near, self.place == Place::Memory);
+        let far = self.place == Place::Memory;
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
@@ -106,8 +106,7 @@ impl<T: Element> Kernel for Backward<'_, T> {
         }
         match (self.parameters.gamma.is_some(), self.sums.is_some()) {
             (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true>(isa),
-            (false, _) if near || far => self.all_rows::<I, STORED, PLAIN, true>(isa),
-            (false, _) => self.all_rows::<I, STORED, PLAIN, false>(isa),
+            (false, _) => self.all_rows::<I, STORED, PLAIN, true>(isa),
             // From memory the sums cost nothing, so there is no loop without them.
             (true, _) if streams => self.all_rows::<I, STREAMED, FULL, true>(isa),
             (true, _) if far => self.all_rows::<I, STORED, FULL, true>(isa),
@@ -148,6 +147,11 @@ impl<T: Element> Backward<'_, T> {
                 && plan.batch == BATCH
             {
                 self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
+            } else if const { I::SPECIALIZED && FUSED && Self::is_common::<WRITE, MODE, FUSED>() }
+                && width == 16 * T::LANES
+                && plan.batch == 1
+            {
+                self.batches::<I, 16, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
             } else {
                 self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
             }
@@ -190,9 +194,9 @@ impl<T: Element> Backward<'_, T> {
         if FUSED {
             pipeline.sums::<MODE>();
             while !pipeline.rows.is_empty() {
-                if pipeline.batch.ordinary && !apart && const { CHUNKS == 0 } && plan.by_row {
-                    pipeline.fused_row::<WRITE, MODE>();
-                } else if pipeline.batch.ordinary && !apart {
+                if pipeline.batch.ordinary && !apart && const { CHUNKS == 0 || CHUNKS == 16 } && plan.by_row {
+                    pipeline.fused_row::<CHUNKS, WRITE, MODE>();
+                } else if const { CHUNKS != 16 } && pipeline.batch.ordinary && !apart {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
                 } else {
                     pipeline.write::<WRITE, MODE, FUSED>();

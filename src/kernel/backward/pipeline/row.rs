@@ -28,15 +28,15 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     #[inline(always)]
     fn sums_by_row<const MODE: u8>(&mut self) {
         for i in 0..self.plan.batch {
-            self.row::<NOT_WRITTEN, MODE>(i);
+            self.row::<0, NOT_WRITTEN, MODE>(i);
         }
         self.rows.start += self.plan.batch;
     }
 
     /// Fused [`step`](Self::step) of batches of one row, whose sums are finished as in [`sums_by_row`](Self::sums_by_row).
     #[inline(always)]
-    pub(in crate::kernel::backward) fn fused_row<const WRITE: u8, const MODE: u8>(&mut self) {
-        self.row::<WRITE, MODE>(0);
+    pub(in crate::kernel::backward) fn fused_row<const CHUNKS: usize, const WRITE: u8, const MODE: u8>(&mut self) {
+        self.row::<CHUNKS, WRITE, MODE>(0);
         if const { MODE == FULL } {
             self.count_rows::<true>(1);
         }
@@ -46,9 +46,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of row `i` of the next batch, and what its gradients are made of. Where `WRITE` says so, the batch is of
     /// one row, and the gradients of the row before it are written.
     #[inline(always)]
-    fn row<const WRITE: u8, const MODE: u8>(&mut self, i: usize) {
+    fn row<const CHUNKS: usize, const WRITE: u8, const MODE: u8>(&mut self, i: usize) {
         let isa = self.isa;
-        let width = self.plan.width;
+        let width = if const { CHUNKS > 0 } { CHUNKS * T::LANES } else { self.plan.width };
         let next = self.rows.start + i;
         let here = next * width..(next + 1) * width;
         let is_staged = !self.staged.is_empty();
