@@ -10,7 +10,7 @@ use crate::kernel::forward::{Parameters, Place};
 use crate::kernel::reduce::{AddInto, AddLost};
 use crate::kernel::{self, Work};
 use crate::rows::Rows;
-use crate::simd::{BATCH, Backend, reads_apart};
+use crate::simd::{BATCH, Backend, is_amd};
 
 /// Parts that have parameter gradients of their own, at most: a power of two, for as many threads. A part under way has three
 /// more sets (of eight rows, of a group of rows, and of what rounding took), so that no more than 64 are alive at any time.
@@ -191,7 +191,7 @@ impl<T: Element> BackwardJob<'_, '_, T> {
                     is_zero: start == 0 && !continues,
                 }),
                 place,
-                apart: reads_apart(),
+                is_amd: is_amd(),
                 staged: &mut staged,
                 block: &mut block,
             };

@@ -5,7 +5,7 @@ use crate::Element;
 use crate::kernel::Work;
 use crate::kernel::forward::{Forward, Parameters, Place};
 use crate::rows::Rows;
-use crate::simd::{Backend, reads_apart};
+use crate::simd::{Backend, is_amd};
 
 /// Forward over rows `first..first + rows`.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl<T: Element> ForwardJob<'_, '_, T> {
                 mean: mean.as_deref_mut().map(|mean| &mut mean[start..end]),
                 rstd: rstd.as_deref_mut().map(|rstd| &mut rstd[start..end]),
                 place,
-                apart: reads_apart(),
+                is_amd: is_amd(),
                 staged: &mut staged,
             };
             T::run(self.backend, Work::Forward(kernel));

@@ -64,23 +64,12 @@ fn split_optional<T>(slice: Option<&mut [T]>, middle: usize) -> (Option<&mut [T]
     slice.map(|slice| slice.split_at_mut(middle)).unzip()
 }
 
-/// Bytes that stay in the second-level cache of a core: it is 1 MiB or more on the servers that this is written for.
-const NEAR_BYTES: usize = 1 << 20;
-
-/// Bytes of a thread that it pays to keep in a cache that cores share. The second-level table of page addresses is as large as
-/// that, with pages of 4 KiB (2048 entries on a Xeon, 3072 on an EPYC). Measured for forward of 4096x256, 8 MiB, and 2048x1024,
-/// 16 MiB, on an EPYC with 32 MiB: with ordinary stores 0.88 and 1.4 times as long as with streaming ones on one thread,
-/// 0.57 and 0.5 times on two. On one thread of a Xeon with 260 MiB streaming stores are faster from 6 MiB on, at 48 MiB by a
-/// factor of two.
-const CACHED_BYTES: usize = 8 << 20;
-
 /// Where a call finds its inputs and outputs, so many bytes that threads share or one thread has all of.
 fn place(streaming: Streaming, bytes: usize, is_parallel: bool) -> Place {
     let threads = if is_parallel { rayon::current_num_threads() } else { 1 };
     match streaming.decided(bytes, threads) {
         Streaming::Always => Place::Memory,
-        _ if bytes / threads > NEAR_BYTES => Place::Shared,
-        _ => Place::Near,
+        _ => Place::Cache,
     }
 }
 
@@ -110,9 +99,9 @@ fn aligned<'a, T: Element>(
 /// Whether outputs are written past the caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Streaming {
-    /// Where inputs and outputs together are more than half of the last-level cache, whose size is read from the machine, or
-    /// more than 8 MiB for each thread. Not where a CPU is known to be slower so: AMD's, backward of rows of 16 elements
-    /// or more in 256 bytes or less, with dgamma or dbeta.
+    /// Where inputs and outputs together are more than half of the last-level cache, or those of a thread fill the pages whose
+    /// addresses a core has at hand (12 MiB on an EPYC; 8 MiB where the CPU does not say). Not where a CPU is known to
+    /// be slower so: AMD's, backward of rows of 16 elements or more in 256 bytes or less, with dgamma or dbeta.
     #[default]
     Auto,
     /// Always.
@@ -125,7 +114,7 @@ impl Streaming {
     /// The decision for a call that touches so many bytes on so many threads.
     fn decided(self, bytes: usize, threads: usize) -> Self {
         match self {
-            Self::Auto if bytes > cache::last_level() / 2 || bytes / threads > CACHED_BYTES => Self::Always,
+            Self::Auto if bytes > cache::last_level() / 2 || bytes / threads >= cache::of_thread() => Self::Always,
             Self::Auto => Self::Never,
             decided => decided,
         }
@@ -134,15 +123,15 @@ impl Streaming {
 
 #[cfg(test)]
 mod tests {
-    use super::{CACHED_BYTES, Streaming, cache};
+    use super::{Streaming, cache};
 
     #[test]
     fn outputs_go_past_the_caches_where_half_of_the_last_or_the_share_of_a_thread_is_too_small() {
-        let half = cache::last_level() / 2;
+        let (half, share) = (cache::last_level() / 2, cache::of_thread());
         for (bytes, threads, expected) in [
-            (half.min(CACHED_BYTES), 1, Streaming::Never),
-            (CACHED_BYTES + 1, 1, Streaming::Always),
-            (half.min(2 * CACHED_BYTES), 2, Streaming::Never),
+            (half.min(share - 1), 1, Streaming::Never),
+            (share, 1, Streaming::Always),
+            (half.min(2 * share - 1), 2, Streaming::Never),
             (half + 1, usize::MAX, Streaming::Always),
         ] {
             assert_eq!(Streaming::Auto.decided(bytes, threads), expected, "{bytes} bytes, {threads} threads");

@@ -9,7 +9,7 @@ use crate::{Backend, Element};
 const ROWS: usize = 5;
 
 /// y, mean, rstd, and dx without gamma, written past the caches at `offset` elements from a multiple of 64 bytes.
-fn run<T: Element>(backend: Backend, values: [&[T]; 2], width: usize, offset: usize, apart: bool) -> Vec<u64> {
+fn run<T: Element>(backend: Backend, values: [&[T]; 2], width: usize, offset: usize, is_amd: bool) -> Vec<u64> {
     let [x, dy] = values;
     let parameters = Parameters { width, gamma: None, beta: None, epsilon: 1e-5 };
     let [mut y_room, mut dx_room, mut staged, mut block] = [(); 4].map(|()| Vec::new());
@@ -18,7 +18,7 @@ fn run<T: Element>(backend: Backend, values: [&[T]; 2], width: usize, offset: us
     let place = Place::Memory;
     let (mean_mut, rstd_mut) = (Some(&mut mean[..]), Some(&mut rstd[..]));
     let forward =
-        Forward { parameters, x, y: &mut *y, mean: mean_mut, rstd: rstd_mut, place, apart, staged: &mut staged };
+        Forward { parameters, x, y: &mut *y, mean: mean_mut, rstd: rstd_mut, place, is_amd, staged: &mut staged };
     T::run(backend, Work::Forward(forward));
     let backward = Backward {
         parameters,
@@ -29,7 +29,7 @@ fn run<T: Element>(backend: Backend, values: [&[T]; 2], width: usize, offset: us
         dx: Some((&mut *dx, false)),
         sums: None,
         place,
-        apart,
+        is_amd,
         staged: &mut staged,
         block: &mut block,
     };

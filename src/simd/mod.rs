@@ -128,15 +128,26 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
     }
 }
 
-/// Whether rows are best read from memory and then written, one at a time, without gamma and beta: AMD's CPUs read ahead by
-/// themselves while streaming stores drain, as long as no other reads come between. Backward of 8192x768
-/// without gamma takes as long as a sum of two arrays on an EPYC, and 1.4 times as long with a row read while another is
-/// written; on a Xeon the latter takes 0.9 to 1.3 times as long as that sum.
-pub(crate) fn reads_apart() -> bool {
+/// Whether the CPU is one of AMD's, for which some ways through the kernels, of the same bits, are chosen otherwise:
+///
+/// - Rows without gamma and beta are read from memory and then written, one at a time. Such a CPU reads ahead by itself while
+///   streaming stores drain, as long as no other reads come between: backward of 8192x768 without gamma takes as long as
+///   a sum of two arrays on an EPYC, and 1.4 times as long with a row read while another is written; on a Xeon the latter takes
+///   0.9 to 1.3 times as long as that sum.
+/// - Short rows with dgamma and dbeta from memory go in blocks, past no cache.
+pub(crate) fn is_amd() -> bool {
     #[cfg(target_arch = "x86_64")]
     return x86::is_amd();
     #[cfg(not(target_arch = "x86_64"))]
     return false;
+}
+
+/// Pages of 4 KiB whose addresses a core has at hand, where the CPU says.
+pub(crate) fn addressed_pages() -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    return x86::addressed_pages();
+    #[cfg(not(target_arch = "x86_64"))]
+    return None;
 }
 
 /// The values of a register.

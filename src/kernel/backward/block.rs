@@ -72,7 +72,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
         }
         for i in self.written.clone() {
             let place = i * width + column..i * width + column + len;
-            let row = self.rows.splat(isa, i);
+            let row = self.rows.of_row(i).lanes(isa);
             let x = chunks::<T, CHUNKS>(&self.x[place.clone()]);
             let dy = chunks::<T, CHUNKS>(&self.dy[place]);
             let dx = chunks_mut::<T, CHUNKS>(&mut self.dx[i * self.dx_stride + column - self.dx_start..][..len]);
@@ -118,7 +118,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
         for i in self.written.clone() {
             let place = i * width + columns.start..i * width + columns.end;
             let dy = load(&self.dy[place.clone()]);
-            let (xhat, value) = self.rows.splat(isa, i).gradient(load(&self.x[place]), dy, gamma);
+            let (xhat, value) = self.rows.of_row(i).lanes(isa).gradient(load(&self.x[place]), dy, gamma);
             dgamma = dy.mul_add(xhat, dgamma);
             dbeta = dbeta + dy;
             let dx = i * self.dx_stride + columns.start - self.dx_start;

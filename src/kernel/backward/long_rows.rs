@@ -127,7 +127,7 @@ impl<T: Element> Segments<'_, T> {
         let Self { x, dy, gamma, mean, rstd, first, sums } = self;
         let gamma = gamma.unwrap_or(&[]);
         let about = [T::Lanes::splat(isa, mean), T::Lanes::splat(isa, rstd)];
-        let unused = Coefficients::<[T; BATCH]>::default().splat(isa, 0);
+        let unused = Coefficients::<T>::default().lanes(isa);
         for (i, sums) in sums.iter_mut().enumerate() {
             let start = (first + i) * segment::<T>();
             let len = segment::<T>().min(x.len() - start);
@@ -143,7 +143,7 @@ impl<T: Element> Segments<'_, T> {
                 ahead_x: &[],
                 ahead_dy: &[],
             };
-            let found = piece.run::<I, NOT_WRITTEN, MODE>(isa, unused, about, RowSums::zero(isa));
+            let found = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, about, RowSums::zero(isa));
             *sums = [found.g.sum(), found.h.sum(), found.product.sum()];
         }
     }
@@ -168,8 +168,8 @@ impl<T: Element> Finish<'_, T> {
             }
         }
         let [staged, block] = &mut [(); 2].map(|()| Vec::new());
-        let (dx, sums, place) = (None, None, Place::Near);
-        let mut backward = Backward { parameters, x, dy, mean, rstd, dx, sums, place, apart: false, staged, block };
+        let (dx, sums, place) = (None, None, Place::Cache);
+        let mut backward = Backward { parameters, x, dy, mean, rstd, dx, sums, place, is_amd: false, staged, block };
         let mut pipeline = Pipeline {
             isa,
             plan: Plan { width, batch, by_row: false, tile: width, staged: width },

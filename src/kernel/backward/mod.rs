@@ -16,14 +16,15 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache: the sums of a batch are taken row by row ([`piece`]), and then its gradients
-//!   are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]).
-//! - *Fused*, where x and dy come from memory, or dx alone is wanted and all is near: the gradients of a batch are written in
-//!   the same loop that takes the sums of the next, as in [`forward`](super::forward), and what memory sends is asked for
-//!   12.5 KiB ahead. A batch is one row, unless rows are very short. dgamma and dbeta of eight rows are added up in the
-//!   first-level cache. With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks
-//!   took 1.2 to 2.1; with dx stored it is slower than blocks. (Some CPUs [rather](crate::simd::reads_apart) write a row
-//!   before they read the next.)
+//! - *In blocks*, where x and dy are in cache and gamma is there: the sums of a batch are taken row by row ([`piece`]), and then
+//!   its gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]).
+//! - *Fused*, where x and dy come from memory, or without gamma: the gradients of a batch are written in the same loop that
+//!   takes the sums of the next, as in [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A
+//!   batch is one row, unless rows are very short. dgamma and dbeta of eight rows are added up in the first-level cache.
+//!   With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1. In
+//!   cache, with dgamma and dbeta, it is slower than blocks: on an EPYC 0.85 to 1.5 times as long, least with rows
+//!   of 4 KiB. ([AMD's CPUs](crate::simd::is_amd) have ways
+//!   of their own.)
 //!
 //! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
 //! of very long rows eight at a time.
@@ -76,8 +77,8 @@ pub(crate) struct Backward<'a, T> {
     /// dgamma and dbeta, where either is wanted.
     pub(crate) sums: Option<ParameterSums<'a, T>>,
     pub(crate) place: Place,
-    /// Whether the CPU [reads apart](crate::simd::reads_apart), where that pays.
-    pub(crate) apart: bool,
+    /// Whether to go the ways of [AMD's CPUs](crate::simd::is_amd).
+    pub(crate) is_amd: bool,
     /// Room for dx on its way past the caches, or to be added.
     pub(crate) staged: &'a mut Vec<T>,
     /// Room for dgamma and dbeta of eight rows.
@@ -94,24 +95,25 @@ impl<T: Element> Kernel for Backward<'_, T> {
         }
         let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
-        let streams = self.place == Place::Memory && is_aligned;
-        let far = self.place == Place::Memory;
+        let is_far = self.place == Place::Memory;
+        let streams = is_far && is_aligned;
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
-                (false, _) => self.all_rows::<I, STORED, PLAIN, false>(isa),
-                (true, false) => self.all_rows::<I, STORED, SCALED, false>(isa),
-                (true, true) => self.all_rows::<I, STORED, FULL, false>(isa),
+                (false, _) => self.all_rows::<I, STORED, PLAIN, false, false>(isa),
+                (true, false) => self.all_rows::<I, STORED, SCALED, false, false>(isa),
+                (true, true) => self.all_rows::<I, STORED, FULL, false, false>(isa),
             };
         }
         match (self.parameters.gamma.is_some(), self.sums.is_some()) {
-            (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true>(isa),
-            (false, _) => self.all_rows::<I, STORED, PLAIN, true>(isa),
+            (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true, true>(isa),
+            (false, _) if is_far => self.all_rows::<I, STORED, PLAIN, true, true>(isa),
+            (false, _) => self.all_rows::<I, STORED, PLAIN, true, false>(isa),
             // From memory the sums cost nothing, so there is no loop without them.
-            (true, _) if streams => self.all_rows::<I, STREAMED, FULL, true>(isa),
-            (true, _) if far => self.all_rows::<I, STORED, FULL, true>(isa),
-            (true, false) => self.all_rows::<I, STORED, SCALED, false>(isa),
-            (true, true) => self.all_rows::<I, STORED, FULL, false>(isa),
+            (true, _) if streams => self.all_rows::<I, STREAMED, FULL, true, true>(isa),
+            (true, _) if is_far => self.all_rows::<I, STORED, FULL, true, true>(isa),
+            (true, false) => self.all_rows::<I, STORED, SCALED, false, false>(isa),
+            (true, true) => self.all_rows::<I, STORED, FULL, false, false>(isa),
         }
         if self.place == Place::Memory {
             isa.fence();
@@ -120,15 +122,15 @@ impl<T: Element> Kernel for Backward<'_, T> {
 }
 
 impl<T: Element> Backward<'_, T> {
-    /// Whether rows of the commonest short width have loops of their own: not those of f64, which has other common widths in
+    /// Whether rows of the commonest widths have loops of their own: not those of f64, which has other common widths in
     /// chunks, not dx with gamma and no sums, and not rows that lie anywhere in memory.
-    const fn is_common<const WRITE: u8, const MODE: u8, const FUSED: bool>() -> bool {
-        !T::HAS_WIDE_RANGE && MODE != SCALED && !(MODE == FULL && WRITE == STORED && FUSED)
+    const fn is_common<const WRITE: u8, const MODE: u8, const AHEAD: bool>() -> bool {
+        !T::HAS_WIDE_RANGE && MODE != SCALED && !(WRITE == STORED && AHEAD)
     }
 
-    /// Full batches of the commonest short width by loops of known length, all other rows by loops over any.
+    /// Full batches of the commonest widths by loops of known length, all other rows by loops over any.
     #[inline(always)]
-    fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self, isa: I) {
+    fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;
         let rows = self.mean.len();
         let mut plan = Plan::new::<T>(width, FUSED);
@@ -142,18 +144,23 @@ impl<T: Element> Backward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, FUSED>() }
-                && width == 4 * T::LANES
+            if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() }
+                && width == Plan::SHORT_CHUNKS * T::LANES
                 && plan.batch == BATCH
             {
-                self.batches::<I, 4, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
-            } else if const { I::SPECIALIZED && FUSED && Self::is_common::<WRITE, MODE, FUSED>() }
-                && width == 16 * T::LANES
-                && plan.batch == 1
+                self.batches::<I, { Plan::SHORT_CHUNKS }, WRITE, MODE, FUSED, AHEAD>(
+                    isa,
+                    plan,
+                    full,
+                    &mut counts,
+                    block,
+                );
+            } else if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED }
+                && width == Plan::ROW_CHUNKS * T::LANES
             {
-                self.batches::<I, 16, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
+                self.batches::<I, { Plan::ROW_CHUNKS }, WRITE, MODE, FUSED, AHEAD>(isa, plan, full, &mut counts, block);
             } else {
-                self.batches::<I, 0, WRITE, MODE, FUSED>(isa, plan, full, &mut counts, block);
+                self.batches::<I, 0, WRITE, MODE, FUSED, AHEAD>(isa, plan, full, &mut counts, block);
             }
         }
         if let Some(sums) = &mut self.sums {
@@ -170,7 +177,7 @@ impl<T: Element> Backward<'_, T> {
     /// Full batches: of each the sums are taken, and then its gradients are written; with `FUSED`, dx of each is written while
     /// the sums of the next are taken.
     #[inline(always)]
-    fn batches<I: Isa, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool>(
+    fn batches<I: Isa, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>(
         &mut self,
         isa: I,
         plan: Plan,
@@ -189,30 +196,30 @@ impl<T: Element> Backward<'_, T> {
             plan.staged = plan.tile;
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
-        let apart = const { MODE == PLAIN } && self.place == Place::Memory && self.apart && plan.pays_apart::<T>();
+        let apart = const { MODE == PLAIN } && AHEAD && self.is_amd && plan.pays_apart::<T>();
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, counts, block, backward: self };
         if FUSED {
             pipeline.sums::<MODE>();
             while !pipeline.rows.is_empty() {
-                if pipeline.batch.ordinary && !apart && const { CHUNKS == 0 || CHUNKS == 16 } && plan.by_row {
-                    pipeline.fused_row::<CHUNKS, WRITE, MODE>();
-                } else if const { CHUNKS != 16 } && pipeline.batch.ordinary && !apart {
-                    pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED>(0..plan.batch);
-                } else {
+                if apart || !pipeline.batch.ordinary {
                     pipeline.write::<WRITE, MODE, FUSED>();
                     pipeline.sums::<MODE>();
+                } else if const { CHUNKS == Plan::ROW_CHUNKS } || const { CHUNKS == 0 } && plan.by_row {
+                    pipeline.fused_rows::<CHUNKS, WRITE, MODE, AHEAD>();
+                } else if const { CHUNKS != Plan::ROW_CHUNKS } {
+                    pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED, AHEAD>(0..plan.batch);
                 }
             }
             pipeline.write::<WRITE, MODE, FUSED>();
         } else {
             while !pipeline.rows.is_empty() {
                 if const { CHUNKS > 0 } {
-                    pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE, FUSED>(0..0);
+                    pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE, FUSED, false>(0..0);
                 } else {
                     pipeline.sums::<MODE>();
                 }
                 if const { CHUNKS > 0 } && pipeline.batch.ordinary {
-                    pipeline.step::<CHUNKS, WRITE, false, MODE, FUSED>(0..plan.batch);
+                    pipeline.step::<CHUNKS, WRITE, false, MODE, FUSED, false>(0..plan.batch);
                 } else {
                     pipeline.write::<WRITE, MODE, FUSED>();
                 }

@@ -12,7 +12,7 @@ pub(super) const GROUP: usize = 4;
 /// Groups after which running sums are emptied into totals: see `stats`.
 pub(super) const RUN: usize = 8;
 
-/// What the gradients of a row are made of: those of each row of a batch, or of one row in every lane.
+/// What the gradients of rows are made of: of one row, of one row in every lane, or of each row of a batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Coefficients<L> {
     pub(super) mean: L,
@@ -26,15 +26,38 @@ pub(super) struct Coefficients<L> {
 }
 
 impl<T: Element> Coefficients<[T; BATCH]> {
-    /// Those of row `i` in every lane.
+    /// Those of row `i`.
     #[inline(always)]
-    pub(super) fn splat<I: Isa>(&self, isa: I, i: usize) -> Coefficients<T::Lanes<I>> {
+    pub(super) fn of_row(&self, i: usize) -> Coefficients<T> {
         Coefficients {
-            mean: T::Lanes::splat(isa, self.mean[i]),
-            rstd: T::Lanes::splat(isa, self.rstd[i]),
-            minus_correction: T::Lanes::splat(isa, self.minus_correction[i]),
-            minus_mean_g: T::Lanes::splat(isa, self.minus_mean_g[i]),
-            mean_product: T::Lanes::splat(isa, self.mean_product[i]),
+            mean: self.mean[i],
+            rstd: self.rstd[i],
+            minus_correction: self.minus_correction[i],
+            minus_mean_g: self.minus_mean_g[i],
+            mean_product: self.mean_product[i],
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn set_row(&mut self, i: usize, row: Coefficients<T>) {
+        self.mean[i] = row.mean;
+        self.rstd[i] = row.rstd;
+        self.minus_correction[i] = row.minus_correction;
+        self.minus_mean_g[i] = row.minus_mean_g;
+        self.mean_product[i] = row.mean_product;
+    }
+}
+
+impl<T: Element> Coefficients<T> {
+    /// Those of the row in every lane.
+    #[inline(always)]
+    pub(super) fn lanes<I: Isa>(self, isa: I) -> Coefficients<T::Lanes<I>> {
+        Coefficients {
+            mean: T::Lanes::splat(isa, self.mean),
+            rstd: T::Lanes::splat(isa, self.rstd),
+            minus_correction: T::Lanes::splat(isa, self.minus_correction),
+            minus_mean_g: T::Lanes::splat(isa, self.minus_mean_g),
+            mean_product: T::Lanes::splat(isa, self.mean_product),
         }
     }
 }
@@ -140,7 +163,7 @@ impl<L> RowSums<L> {
 }
 
 /// The same columns of two rows, and of gamma. What is not used is empty.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Piece<'a, T> {
     /// Columns of the row whose dx is written.
     pub(super) x: &'a [T],
@@ -160,7 +183,7 @@ pub(super) struct Piece<'a, T> {
 
 /// What is done to each chunk.
 #[derive(Clone, Copy, Debug)]
-struct Loop<T: Element, I: Isa, const WRITE: u8, const MODE: u8> {
+struct Loop<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> {
     isa: I,
     coefficients: Coefficients<T::Lanes<I>>,
     /// The statistics of the row whose sums are taken.
@@ -170,13 +193,11 @@ struct Loop<T: Element, I: Isa, const WRITE: u8, const MODE: u8> {
 /// x, dy, gamma, summed x and dy are read, x and dy ahead are asked for; dx, dgamma and dbeta are written.
 type Arrays<'a, C> = Streams<'a, C, 7, 3>;
 
-impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE> {
+impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loop<T, I, WRITE, MODE, AHEAD> {
     const GAMMA: bool = MODE != PLAIN;
     const SUMS: bool = MODE == FULL && WRITE != NOT_WRITTEN;
-    /// What is written at all is fused, and fused rows may come from far.
-    const AHEAD: bool = WRITE != NOT_WRITTEN;
     const USED: Used<7, 3> = Used {
-        read: [WRITE != NOT_WRITTEN, WRITE != NOT_WRITTEN, Self::GAMMA, true, true, Self::AHEAD, Self::AHEAD],
+        read: [WRITE != NOT_WRITTEN, WRITE != NOT_WRITTEN, Self::GAMMA, true, true, AHEAD, AHEAD],
         written: [WRITE != NOT_WRITTEN, Self::SUMS, Self::SUMS],
     };
 
@@ -185,7 +206,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8> Loop<T, I, WRITE, MODE
     fn terms(self, arrays: &Arrays<'_, T::Chunk>, k: usize) -> Terms<T::Lanes<I>> {
         let load = |chunk: &T::Chunk| T::Lanes::load(self.isa, chunk);
         let [_, _, gamma, summed_x, summed_dy, ahead_x, ahead_dy] = arrays.read;
-        if Self::AHEAD {
+        if AHEAD {
             self.isa.prefetch(&ahead_x[k]);
             self.isa.prefetch(&ahead_dy[k]);
         }
@@ -245,15 +266,15 @@ impl<T: Element> Piece<'_, T> {
     ///
     /// A streamed piece has dx aligned to 64 bytes, and no tail.
     #[inline(always)]
-    pub(super) fn run<I: Isa, const WRITE: u8, const MODE: u8>(
+    pub(super) fn run<I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool>(
         self,
         isa: I,
         coefficients: Coefficients<T::Lanes<I>>,
         about: [T::Lanes<I>; 2],
         mut sums: RowSums<T::Lanes<I>>,
     ) -> RowSums<T::Lanes<I>> {
-        let this = Loop::<T, I, WRITE, MODE> { isa, coefficients, about };
-        let used = Loop::<T, I, WRITE, MODE>::USED;
+        let this = Loop::<T, I, WRITE, MODE, AHEAD> { isa, coefficients, about };
+        let used = Loop::<T, I, WRITE, MODE, AHEAD>::USED;
         let Self { x, dy, dx, gamma, dgamma, dbeta, summed_x, summed_dy, ahead_x, ahead_dy } = self;
         let len = summed_x.len() / T::LANES;
         let arrays =

@@ -65,7 +65,7 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.0.step::<0, WRITE, SUM, MODE, FUSED>(self.1);
+        self.0.step::<0, WRITE, SUM, MODE, FUSED, false>(self.1);
     }
 }
 
@@ -108,7 +108,14 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Writes the gradients of the rows `written` of a batch, where `WRITE` says so, and takes the sums of the next, where
     /// `SUM` does.
     #[inline(always)]
-    pub(super) fn step<const CHUNKS: usize, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool>(
+    pub(super) fn step<
+        const CHUNKS: usize,
+        const WRITE: u8,
+        const SUM: bool,
+        const MODE: u8,
+        const FUSED: bool,
+        const AHEAD: bool,
+    >(
         &mut self,
         written: Range<usize>,
     ) {
@@ -145,11 +152,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     let here = i * width + start..i * width + end;
                     let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { here.clone() };
                     let has_sums = MODE == FULL && WRITE != NOT_WRITTEN;
-                    let ahead = if const { WRITE == NOT_WRITTEN } {
-                        0..0
-                    } else {
+                    let ahead = if AHEAD {
                         let ahead = (next * width + here.start + Plan::AHEAD * T::LANES).min(x.len() - (end - start));
                         ahead..ahead + (end - start)
+                    } else {
+                        0..0
                     };
                     let piece = Piece {
                         x: &written_x[written.clone()],
@@ -168,9 +175,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                         ahead_dy: &dy[ahead],
                     };
                     let about = [T::Lanes::splat(isa, about.0[i]), T::Lanes::splat(isa, about.1[i])];
-                    let coefficients = self.batch.rows.splat(isa, i);
+                    let coefficients = self.batch.rows.of_row(i).lanes(isa);
                     let row = RowSums { g: sums[0][i], h: sums[1][i], product: sums[2][i] };
-                    let row = piece.run::<I, WRITE, MODE>(isa, coefficients, about, row);
+                    let row = piece.run::<I, WRITE, MODE, AHEAD>(isa, coefficients, about, row);
                     [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.h, row.product];
                     if const { WRITE != NOT_WRITTEN } && is_staged && staged < width && !dx.is_empty() {
                         isa.run(Bring {

@@ -3,12 +3,12 @@
 use crate::Element;
 use crate::kernel::careful::NARROW;
 use crate::kernel::segment;
-use crate::simd::{BATCH, reads_apart};
+use crate::simd::{BATCH, is_amd};
 
-/// Whether rows whose dgamma and dbeta are wanted go in blocks, past no cache, even from memory: short ones, where a CPU
-/// [reads them apart](reads_apart). 65536x64 took 1.4 times as long fused and streamed, on an EPYC.
+/// Whether rows whose dgamma and dbeta are wanted go in blocks, past no cache, even from memory: short ones, on [AMD's
+/// CPUs](is_amd). 65536x64 took 1.4 times as long fused and streamed, on an EPYC.
 pub(crate) fn prefers_blocks<T: Element>(width: usize) -> bool {
-    width >= NARROW && width * size_of::<T>() <= Plan::SHORT && reads_apart()
+    width >= NARROW && Plan::is_short::<T>(width) && is_amd()
 }
 
 /// How rows of some width are taken.
@@ -28,24 +28,32 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
     const SHORT: usize = 256;
+    /// Chunks of the commonest short row, and of the commonest that goes by itself: they have loops of known length.
+    pub(super) const SHORT_CHUNKS: usize = 4;
+    pub(super) const ROW_CHUNKS: usize = 16;
     /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
     /// Chunks from one that is read to the one that is asked for, as in forward, but of two arrays at a time.
     pub(super) const AHEAD: usize = 200;
 
+    /// Whether rows are so short that they always go in batches.
+    pub(super) fn is_short<T: Element>(width: usize) -> bool {
+        width * size_of::<T>() <= Self::SHORT
+    }
+
     pub(super) fn new<T: Element>(width: usize, is_fused: bool) -> Self {
-        let bytes = width * size_of::<T>();
+        let is_short = Self::is_short::<T>(width);
         Self {
             width,
-            batch: if is_fused && bytes > Self::SHORT { 1 } else { BATCH },
-            by_row: bytes > Self::SHORT && width <= segment::<T>(),
+            batch: if is_fused && !is_short { 1 } else { BATCH },
+            by_row: !is_short && width <= segment::<T>(),
             tile: width.min(segment::<T>()),
             staged: width,
         }
     }
 
-    /// Whether rows are so long that it pays to write dx without gamma before the sums of the next row are taken, where a CPU
-    /// [reads apart](reads_apart).
+    /// Whether rows from memory are so long that it pays [AMD's CPUs](is_amd) to write dx without gamma before the sums of
+    /// the next row are taken.
     pub(super) fn pays_apart<T: Element>(self) -> bool {
         self.by_row && self.width * size_of::<T>() > 2 << 10
     }

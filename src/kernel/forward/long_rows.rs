@@ -141,7 +141,7 @@ impl<T: Element> Finish<'_, T> {
             (moments.sum[i], moments.squares[i]) = (totals[0].value(), totals[1].value());
         }
         let staged = &mut Vec::new();
-        let mut forward = Forward { parameters, x, y: &mut [], mean, rstd, place: Place::Near, apart: false, staged };
+        let mut forward = Forward { parameters, x, y: &mut [], mean, rstd, place: Place::Cache, is_amd: false, staged };
         let mut pipeline = Pipeline {
             isa,
             plan: Plan { width, batch, tile: width, apart: false },

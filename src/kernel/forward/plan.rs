@@ -29,7 +29,7 @@ impl Plan {
     /// have one place in a page.
     pub(super) const AHEAD: usize = 100;
 
-    /// `reads_apart` is that of [`simd`](crate::simd::reads_apart), for rows from memory.
+    /// `reads_apart` is whether that is faster for long rows.
     pub(super) fn new<T: Element>(width: usize, is_affine: bool, reads_apart: bool) -> Self {
         let bytes = width * size_of::<T>();
         if bytes <= Self::WHOLE {

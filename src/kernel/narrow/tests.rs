@@ -156,8 +156,8 @@ impl<T: Element> Case<T> {
             y: &mut y,
             mean: Some(&mut mean),
             rstd: Some(&mut rstd),
-            place: Place::Near,
-            apart: false,
+            place: Place::Cache,
+            is_amd: false,
             staged: &mut staged,
         };
         backend.run(NarrowForward(kernel));
@@ -174,8 +174,8 @@ impl<T: Element> Case<T> {
             rstd: &rstd,
             dx: Some((&mut dx, self.accumulate)),
             sums: Some(sums),
-            place: Place::Near,
-            apart: false,
+            place: Place::Cache,
+            is_amd: false,
             staged: &mut staged,
             block: &mut Vec::new(),
         };
@@ -190,8 +190,8 @@ impl<T: Element> Case<T> {
             rstd: &rstd,
             dx: Some((&mut dx_alone, self.accumulate)),
             sums: None,
-            place: Place::Near,
-            apart: false,
+            place: Place::Cache,
+            is_amd: false,
             staged: &mut staged,
             block: &mut Vec::new(),
         };

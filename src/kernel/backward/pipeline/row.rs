@@ -1,13 +1,14 @@
-//! The steps of rows that go one at a time, as a whole: what their gradients are made of is computed without lanes.
+//! The steps of rows that go one at a time, as a whole: what their gradients are made of is computed without lanes. A CPU that
+//! looks far ahead takes the sums of the row after it meanwhile.
 
 use super::{Pipeline, is_clearly_ordinary, targets};
 use crate::Element;
 use crate::kernel::NOT_WRITTEN;
-use crate::kernel::backward::piece::{GUARD, Piece, RowSums};
+use crate::kernel::backward::piece::{Coefficients, GUARD, Piece, RowSums};
 use crate::kernel::backward::plan::Plan;
 use crate::kernel::backward::{Backward, FULL, PLAIN};
 use crate::kernel::copy::Bring;
-use crate::simd::{Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
 /// [`Pipeline::sums_by_row`] as a function of its own.
 #[derive(Debug)]
@@ -23,91 +24,139 @@ impl<T: Element, J: Isa, const MODE: u8> Kernel for SumsByRow<'_, '_, '_, T, J, 
 }
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
-    /// The sums of the next batch, row by row. What the gradients of a row are made of is computed without lanes: a CPU that
-    /// looks far ahead takes the sums of the row after it meanwhile.
+    /// The sums of the next batch, row by row.
     #[inline(always)]
     fn sums_by_row<const MODE: u8>(&mut self) {
+        let isa = self.isa;
+        let width = self.plan.width;
+        self.batch.ordinary = true;
         for i in 0..self.plan.batch {
-            self.row::<0, NOT_WRITTEN, MODE>(i);
+            let row = self.rows.start + i;
+            let Backward { parameters, x, dy, mean, rstd, .. } = &*self.backward;
+            let piece = Piece {
+                summed_x: &x[row * width..][..width],
+                summed_dy: &dy[row * width..][..width],
+                gamma: if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) },
+                ..Piece::default()
+            };
+            let about = [mean[row], rstd[row]];
+            let unused = Coefficients::<T>::default().lanes(isa);
+            let sums = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, splat(isa, about), RowSums::zero(isa));
+            let (coefficients, size) = finished(sums, about, width);
+            self.set(i, row, coefficients, size);
         }
         self.rows.start += self.plan.batch;
     }
 
-    /// Fused [`step`](Self::step) of batches of one row, whose sums are finished as in [`sums_by_row`](Self::sums_by_row).
+    /// Takes the sums of rows and writes the gradients of the row before each, fused, as long as rows are ordinary and
+    /// their dgamma and dbeta belong to one block: one row at least. The batch is the last of them.
     #[inline(always)]
-    pub(in crate::kernel::backward) fn fused_row<const CHUNKS: usize, const WRITE: u8, const MODE: u8>(&mut self) {
-        self.row::<CHUNKS, WRITE, MODE>(0);
-        if const { MODE == FULL } {
-            self.count_rows::<true>(1);
-        }
-        self.rows.start += 1;
-    }
-
-    /// Takes the sums of row `i` of the next batch, and what its gradients are made of. Where `WRITE` says so, the batch is of
-    /// one row, and the gradients of the row before it are written.
-    #[inline(always)]
-    fn row<const CHUNKS: usize, const WRITE: u8, const MODE: u8>(&mut self, i: usize) {
+    pub(in crate::kernel::backward) fn fused_rows<
+        const CHUNKS: usize,
+        const WRITE: u8,
+        const MODE: u8,
+        const AHEAD: bool,
+    >(
+        &mut self,
+    ) {
         let isa = self.isa;
         let width = if const { CHUNKS > 0 } { CHUNKS * T::LANES } else { self.plan.width };
-        let next = self.rows.start + i;
-        let here = next * width..(next + 1) * width;
         let is_staged = !self.staged.is_empty();
+        let first = self.rows.start;
+        let most = if const { MODE == FULL } { BATCH - self.counts.in_block } else { usize::MAX };
+        let count = self.rows.len().min(most);
+        let mut coefficients = self.batch.rows.of_row(0);
         let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
-        let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { here.start - width..here.start };
         let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
-        let (dgamma, dbeta) = if const { MODE == FULL && WRITE != NOT_WRITTEN } {
+        let (dgamma, dbeta) = if const { MODE == FULL } {
             targets::<T, true>(parameter_sums, self.block, width)
         } else {
             (&mut [][..], &mut [][..])
         };
+        let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
-        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[written.clone()]);
-        let ahead = if const { WRITE == NOT_WRITTEN } {
-            0..0
-        } else {
-            let ahead = (here.start + Plan::AHEAD * T::LANES).min(x.len() - width);
-            ahead..ahead + width
-        };
-        let piece = Piece {
-            x: &x[written.clone()],
-            dy: &dy[written],
-            dx: if is_staged && const { WRITE != NOT_WRITTEN } { &mut *self.staged } else { &mut *dx },
-            gamma: if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) },
-            dgamma,
-            dbeta,
-            summed_x: &x[here.clone()],
-            summed_dy: &dy[here],
-            ahead_x: &x[ahead.clone()],
-            ahead_dy: &dy[ahead],
-        };
-        let about = [T::Lanes::splat(isa, mean[next]), T::Lanes::splat(isa, rstd[next])];
-        let sums = piece.run::<I, WRITE, MODE>(isa, self.batch.rows.splat(isa, 0), about, RowSums::zero(isa));
-        if const { WRITE != NOT_WRITTEN } {
+        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[(first - 1) * width..][..count * width]);
+        let here = (first - 1) * width..(first + count) * width;
+        let (near_x, near_dy) = (&x[here.clone()], &dy[here]);
+        let (mean, rstd) = (&mean[first..][..count], &rstd[first..][..count]);
+        let mut done = 0;
+        let mut size;
+        loop {
+            let start = done * width;
+            let ahead = if AHEAD {
+                let ahead = ((first + done) * width + Plan::AHEAD * T::LANES).min(x.len() - width);
+                ahead..ahead + width
+            } else {
+                0..0
+            };
+            let (written_x, summed_x) = near_x[start..][..2 * width].split_at(width);
+            let (written_dy, summed_dy) = near_dy[start..][..2 * width].split_at(width);
+            let piece = Piece {
+                x: written_x,
+                dy: written_dy,
+                dx: if is_staged { &mut self.staged[..width] } else { &mut dx[start..][..width] },
+                gamma,
+                dgamma: &mut *dgamma,
+                dbeta: &mut *dbeta,
+                summed_x,
+                summed_dy,
+                ahead_x: &x[ahead.clone()],
+                ahead_dy: &dy[ahead],
+            };
+            let about = [mean[done], rstd[done]];
+            let lanes = coefficients.lanes(isa);
+            let sums = piece.run::<I, WRITE, MODE, AHEAD>(isa, lanes, splat(isa, about), RowSums::zero(isa));
             if is_staged && !dx.is_empty() {
-                isa.run(Bring { staged: self.staged, target: dx, accumulate, stream: true });
+                let target = &mut dx[start..][..width];
+                isa.run(Bring { staged: self.staged, target, accumulate, stream: true });
             }
-            self.counts.is_pending = const { MODE == FULL } && !is_first_block;
+            (coefficients, size) = finished(sums, about, width);
+            done += 1;
+            if done == count || !is_clearly_ordinary(coefficients.rstd, size) {
+                break;
+            }
         }
-        self.finish_row(i, [sums.g.sum(), sums.h.sum(), sums.product.sum()]);
+        self.rows.start += done;
+        self.set(0, self.rows.start - 1, coefficients, size);
+        if const { MODE == FULL } {
+            self.counts.is_pending = !is_first_block;
+            self.count_rows::<true>(done);
+        }
     }
 
-    /// [`finish`](Self::finish) for row `i` of the next batch.
+    /// Row `i` of the batch is done; `size` is that of its sums.
     #[inline(always)]
-    fn finish_row(&mut self, i: usize, [sum_g, sum_h, sum_product]: [f64; 3]) {
-        let row = self.rows.start + i;
-        let width = self.plan.width as f64;
-        let (per_element, minus_per_element) = (1.0 / width, -1.0 / width);
-        let sum_g = sum_g * (1.0 / GUARD);
-        let product = sum_product - sum_h * per_element * sum_g;
-        let rows = &mut self.batch.rows;
-        (rows.mean[i], rows.rstd[i]) = (self.backward.mean[row], self.backward.rstd[row]);
-        rows.minus_correction[i] = T::from_f64(sum_h * minus_per_element);
-        rows.minus_mean_g[i] = T::from_f64(sum_g * minus_per_element);
-        rows.mean_product[i] = T::from_f64(product * per_element);
-        let size = product.abs() + sum_g.abs();
-        let ordinary = is_clearly_ordinary(rows.rstd[i], size) || self.is_ordinary(row, size);
+    fn set(&mut self, i: usize, row: usize, coefficients: Coefficients<T>, size: f64) {
+        self.batch.rows.set_row(i, coefficients);
+        let ordinary = is_clearly_ordinary(coefficients.rstd, size) || self.is_ordinary(row, size);
         self.batch.is_ordinary[i] = ordinary;
         // Of a batch of one row that is fused this is the whole batch.
         self.batch.ordinary = ordinary && (i == 0 || self.batch.ordinary);
     }
+}
+
+/// Mean and `rstd` of a row in every lane.
+#[inline(always)]
+fn splat<T: Element, I: Isa>(isa: I, about: [T; 2]) -> [T::Lanes<I>; 2] {
+    [T::Lanes::splat(isa, about[0]), T::Lanes::splat(isa, about[1])]
+}
+
+/// What the gradients of a row are made of, as in [`finish`](Pipeline::finish), and the size of its sums.
+#[inline(always)]
+fn finished<T: Element, I: Isa>(
+    sums: RowSums<T::Lanes<I>>,
+    [mean, rstd]: [T; 2],
+    width: usize,
+) -> (Coefficients<T>, f64) {
+    let (per_element, minus_per_element) = (1.0 / width as f64, -1.0 / width as f64);
+    let (sum_g, sum_h, sum_product) = (sums.g.sum() * (1.0 / GUARD), sums.h.sum(), sums.product.sum());
+    let product = sum_product - sum_h * per_element * sum_g;
+    let coefficients = Coefficients {
+        mean,
+        rstd,
+        minus_correction: T::from_f64(sum_h * minus_per_element),
+        minus_mean_g: T::from_f64(sum_g * minus_per_element),
+        mean_product: T::from_f64(product * per_element),
+    };
+    (coefficients, product.abs() + sum_g.abs())
 }
