@@ -6,10 +6,8 @@ use super::{Forward, save};
 use crate::Element;
 use crate::kernel::copy::Bring;
 use crate::kernel::stats::{self, BatchSums, CloseSegment, LaneSums, Moments, RowMoments, SegmentTotals, TakeAgain};
-use crate::kernel::wide::Wide;
-use crate::kernel::wide_lanes::WideLanes;
 use crate::kernel::{NOT_WRITTEN, STREAMED, careful, segment};
-use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use std::ops::Range;
 
 /// What the rows of a batch are normalized by.
@@ -234,11 +232,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     #[inline(always)]
     fn finish_row(&mut self, (mean, correction, variance): (T, f64, f64)) {
         let epsilon = self.forward.parameters.epsilon;
-        let root = scalar_root::<T>(variance, epsilon);
-        let (rstd, minus_shift, reported_mean) = rounded(mean, correction, root);
+        let with_epsilon = variance + epsilon;
+        let (rstd, minus_shift, reported_mean) = rounded(mean, correction, root::<T>(with_epsilon));
         (self.batch.mean[0], self.batch.rstd[0], self.batch.minus_shift[0]) = (mean, rstd, minus_shift);
         self.batch.variance[0] = variance;
-        self.batch.ordinary = careful::is_ordinary::<T>(variance, variance + epsilon);
+        self.batch.ordinary = careful::is_ordinary::<T>(variance, with_epsilon);
         save(&mut self.forward.mean, self.rows.start, &[reported_mean]);
         save(&mut self.forward.rstd, self.rows.start, &[rstd]);
     }
@@ -259,25 +257,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let found = moments.statistics(self.isa, width);
         let epsilon = self.forward.parameters.epsilon;
         let (mut roots, mut with_epsilon) = ([0.0; BATCH], [0.0; BATCH]);
-        if T::HAS_WIDE_RANGE {
-            // `f64` rows have no wider type to finish in but a pair.
-            let variance = I::F64::load(self.isa, &found.variance);
-            let variance =
-                <T::Wide as Wide>::Lanes::<I>::new(self.isa, variance).plus(I::F64::splat(self.isa, epsilon));
-            with_epsilon = values(variance.value());
-            roots = values(variance.reciprocal_sqrt().value());
-            let mut finite = true;
-            for i in 0..BATCH {
-                finite &= roots[i].is_finite();
-            }
-            if !finite {
-                scalar_roots::<T>(&found.variance, epsilon, &mut roots);
-            }
-        } else {
-            for i in 0..BATCH {
-                with_epsilon[i] = found.variance[i] + epsilon;
-                roots[i] = 1.0 / with_epsilon[i].sqrt();
-            }
+        for i in 0..BATCH {
+            with_epsilon[i] = found.variance[i] + epsilon;
+            roots[i] = root::<T>(with_epsilon[i]);
         }
         let mut ordinary = true;
         let mut reported_mean = [T::ZERO; BATCH];
@@ -300,16 +282,16 @@ fn rounded<T: Element>(mean: T, correction: f64, root: f64) -> (T, T, T) {
     (T::from_f64(root), T::from_f64(-(correction * root)), T::from_f64(mean.to_f64() + correction))
 }
 
-/// `1 / sqrt(variance + epsilon)`.
+/// `rstd`, of the variance with `epsilon`: of `f64` rows, which have no wider type to be rounded from, by a step of Newton's
+/// iteration, `r + r (1 - v r^2) / 2`, that takes off what the root and the quotient were rounded by.
 #[inline(always)]
-fn scalar_root<T: Element>(variance: f64, epsilon: f64) -> f64 {
-    (T::Wide::new(variance) + T::Wide::new(epsilon)).reciprocal_sqrt().value()
-}
-
-/// That of rows near the end of the range, where numbers in lanes overflow on the way.
-#[inline(never)]
-fn scalar_roots<T: Element>(variance: &[f64; BATCH], epsilon: f64, roots: &mut [f64; BATCH]) {
-    for i in 0..BATCH {
-        roots[i] = scalar_root::<T>(variance[i], epsilon);
+fn root<T: Element>(with_epsilon: f64) -> f64 {
+    let root = 1.0 / with_epsilon.sqrt();
+    if !T::HAS_WIDE_RANGE {
+        return root;
     }
+    let product = with_epsilon * root;
+    let lost = with_epsilon.mul_add(root, -product);
+    let error = (-product).mul_add(root, 1.0) - lost * root;
+    root.mul_add(0.5 * error, root)
 }
