@@ -79,6 +79,26 @@ fn with_hard_rows<T: Element>(mut case: Case<T>) -> Case<T> {
     case
 }
 
+/// The model takes the sums of all rows before it writes: in the loops of others rows are written between.
+fn hard_rows_among_others_have_the_bits_of_the_model<T: Element>() {
+    for has_parameters in [true, false] {
+        for width in [17, 64, 100, 128, 256, 300, 768, 5000] {
+            let case = with_hard_rows(Case::<T>::random(27, width, has_parameters, has_parameters, 7));
+            let expected = case.run(Backend::model(), 0);
+            for backend in backends().into_iter().filter(is_fused) {
+                let what = format!("{} {backend:?}, width {width}, parameters: {has_parameters}", T::NAME);
+                case.run(backend, 0).assert_same_bits(&expected, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn hard_rows_in_the_middle_of_a_block_have_the_bits_of_the_model() {
+    hard_rows_among_others_have_the_bits_of_the_model::<f32>();
+    hard_rows_among_others_have_the_bits_of_the_model::<f64>();
+}
+
 /// Rows of whole cache lines and not, at their start and elsewhere, streamed a batch at a time (up to 1 KiB forward and 256 bytes
 /// backward) and alone, of one segment and of several; dgamma and dbeta of one group of rows and of two.
 fn streaming_changes_no_bit<T: Element>(has_parameters: bool) {

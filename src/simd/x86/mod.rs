@@ -187,7 +187,7 @@ pub(crate) fn is_amd() -> bool {
 
 /// Pages of 4 KiB whose addresses the second-level table of data (L2 DTLB) holds, where one of AMD's CPUs says.
 ///
-/// (AMD64 Architecture Programmer's Manual, volume 3, appendix E.4.5: function 8000_0006h, EBX, bits 27 to 16.)
+/// (AMD64 Architecture Programmer's Manual, volume 3, appendix E.4.5: function `8000_0006h`, EBX, bits 27 to 16.)
 pub(crate) fn addressed_pages() -> Option<usize> {
     const FUNCTION: u32 = 0x8000_0006;
     if !is_amd() || std::arch::x86_64::__cpuid(0x8000_0000).eax < FUNCTION {
