@@ -30,7 +30,8 @@ pub(crate) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f
 }
 
 /// The same of each row of `width` elements; faster where `near` says that the row's outputs hardly differ, and that no
-/// product nears the ends of the type's range: in the type of the outputs over some registers, and in `f64` from there on.
+/// product nears the ends of the type's range: in the type of the outputs over some registers and most of their lanes, and in `f64` from
+/// there on.
 ///
 /// A product is then rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to
 /// the noise of a difference that is small beside the outputs.

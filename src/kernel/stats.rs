@@ -153,8 +153,9 @@ struct PilotChunks {
 }
 
 impl PilotChunks {
-    /// Chunks of a row that has pilots from all over it. Four chunks would be all or half of a shorter row; of it 16 elements
-    /// in the middle do, whose mean is so near the row's that of ten thousand rows of normal numbers one is taken again.
+    /// Chunks of a row that has pilots from all over it. Four chunks would be a large part of a shorter row; of it 16 elements
+    /// in the middle do, whose mean is so near the row's that of ten thousand rows of normal numbers less than one is taken
+    /// again.
     const LONG: usize = 16;
 
     /// Those of a row of so many chunks.
@@ -163,7 +164,7 @@ impl PilotChunks {
         if chunks >= Self::LONG {
             Self { first: 0, step: chunks / 4, count: 4 }
         } else {
-            let count = if T::LANES < 16 && chunks > 1 { 2 } else { 1 };
+            let count = if T::LANES < 16 { 2 } else { 1 };
             Self { first: (chunks - count) / 2, step: 1, count }
         }
     }
@@ -187,8 +188,8 @@ impl PilotChunks {
     }
 }
 
-/// The pilots of the rows in `x`, at most [`BATCH`] of at least one chunk: numbers near their means; of a constant row the
-/// constant. They are summed together, so that no row waits for its own.
+/// The pilots of the rows in `x`, at most [`BATCH`] of at least 16 elements: numbers near their means; of a constant row the
+/// constant, unless sums of it are infinite. They are summed together, so that no row waits for its own.
 #[inline(always)]
 pub(super) fn pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize) -> [T; BATCH] {
     let places = PilotChunks::of::<T>(width / T::LANES);

@@ -61,6 +61,27 @@ fn ordinary_rows_of_every_width_are_within_the_bounds() {
     }
 }
 
+/// The pilot of a short row is the mean of 16 elements in the middle, that of a longer one of its four quarters' first chunks.
+#[test]
+fn rows_far_from_their_pilot_are_within_the_bounds() {
+    fn check_far<T: Element>(width: usize) {
+        let mut case = Case::<T>::random(11, width, true, true, 9);
+        for row in case.x.chunks_mut(width).step_by(2) {
+            let places = if width < 128 { vec![width / 2 - 8] } else { (0..4).map(|k| k * (width / 4)).collect() };
+            for place in places {
+                for x in &mut row[place..place + 16] {
+                    *x = T::from_f64(x.to_f64() + 1000.0);
+                }
+            }
+        }
+        check(&case, &format!("{} of width {width}, far", T::NAME));
+    }
+    for width in [48, 64, 100, 256, 300, 768, 2000] {
+        check_far::<f32>(width);
+        check_far::<f64>(width);
+    }
+}
+
 #[test]
 fn wide_rows_are_within_the_bounds() {
     for width in [16_384, 65_536, 100_000] {

@@ -3,7 +3,9 @@
 #![allow(clippy::excessive_precision, reason = "the values stand as they were printed")]
 
 use crate::support::{Case, Framed, backends};
-use llm_operator::{Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut, layer_norm, reference};
+use llm_operator::{
+    Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut, Streaming, layer_norm, reference,
+};
 use ndarray::{Array2, array};
 
 /// Two rows, exact in binary.
@@ -138,7 +140,9 @@ const CHOICES: [[bool; 3]; 8] = [
 
 #[test]
 fn any_choice_of_gradients_gives_the_bits_of_all_of_them() {
-    for width in [7, 16, 77, 5000] {
+    for (width, streaming) in
+        [7, 16, 64, 77, 256, 5000].into_iter().flat_map(|width| [(width, Streaming::Never), (width, Streaming::Always)])
+    {
         let case = Case::<f32>::random(21, width, true, true, 5);
         for backend in backends() {
             let all = case.run(backend, 0);
@@ -161,7 +165,8 @@ fn any_choice_of_gradients_gives_the_bits_of_all_of_them() {
                         dgamma: target(choice[1], dgamma.slice_mut()),
                         dbeta: target(choice[2], dbeta.slice_mut()),
                     };
-                    case.layer(backend).backward_into(&case.dy, &case.x, statistics, gradients).unwrap();
+                    let layer = case.layer(backend).streaming(streaming);
+                    layer.backward_into(&case.dy, &case.x, statistics, gradients).unwrap();
                     for ((found, expected), wanted) in
                         found.into_iter().zip([&all.dx, &all.dgamma, &all.dbeta]).zip(choice)
                     {

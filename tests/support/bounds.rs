@@ -58,7 +58,8 @@ use super::{Case, Outcome};
 use llm_operator::Element;
 
 /// Additions that a term of a sum over a row takes part in, at most: 16 in an accumulator, a tree of 4 accumulators, 8
-/// runs of a segment, the tail, and a tree of 8 lanes. (The segments are added up with compensation.) Two more: see above.
+/// runs of a segment, the tail, and a tree of lanes: 8 of f64, or 16 of f32 of which the last two levels are in f64. (The
+/// segments are added up with compensation.) Two more: see above.
 fn depth<T: Element>(width: usize) -> f64 {
     let chunks = width.div_ceil(64 / size_of::<T>());
     (chunks.min(16) + 2 + chunks.div_ceil(32).min(8) + 1 + 3 + 2) as f64

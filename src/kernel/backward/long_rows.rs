@@ -132,16 +132,10 @@ impl<T: Element> Segments<'_, T> {
             let start = (first + i) * segment::<T>();
             let len = segment::<T>().min(x.len() - start);
             let piece = Piece {
-                x: &[],
-                dy: &[],
-                dx: &mut [],
                 gamma: if MODE == PLAIN { gamma } else { &gamma[start..][..len] },
-                dgamma: &mut [],
-                dbeta: &mut [],
                 summed_x: &x[start..][..len],
                 summed_dy: &dy[start..][..len],
-                ahead_x: &[],
-                ahead_dy: &[],
+                ..Piece::default()
             };
             let found = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, about, RowSums::zero(isa));
             *sums = [found.g.sum(), found.h.sum(), found.product.sum()];

@@ -29,12 +29,12 @@ impl Plan {
     /// have one place in a page.
     pub(super) const AHEAD: usize = 100;
 
-    /// `reads_apart` is whether that is faster for long rows.
-    pub(super) fn new<T: Element>(width: usize, is_affine: bool, reads_apart: bool) -> Self {
+    /// `prefers_apart` is whether long rows are rather read, and then written.
+    pub(super) fn new<T: Element>(width: usize, is_affine: bool, prefers_apart: bool) -> Self {
         let bytes = width * size_of::<T>();
         if bytes <= Self::WHOLE {
             Self { width, batch: if bytes <= Self::SHORT { BATCH } else { 1 }, tile: width, apart: false }
-        } else if reads_apart && width <= segment::<T>() {
+        } else if prefers_apart && width <= segment::<T>() {
             // A first-level cache holds the row until it is written.
             Self { width, batch: 1, tile: width, apart: true }
         } else {

@@ -29,7 +29,6 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     fn sums_by_row<const MODE: u8>(&mut self) {
         let isa = self.isa;
         let width = self.plan.width;
-        self.batch.ordinary = true;
         for i in 0..self.plan.batch {
             let row = self.rows.start + i;
             let Backward { parameters, x, dy, mean, rstd, .. } = &*self.backward;
