@@ -16,10 +16,11 @@ pub(crate) fn last_level() -> usize {
 /// Bytes of a thread that are too many for a cache that cores share: those of all pages whose addresses a core has at hand.
 ///
 /// At least 8 MiB: Xeons say 2048 pages, but in another way, and a virtual machine may say less than its CPU has. On an EPYC
-/// (Zen 4) with 32 MiB and 3072 pages, that is 12 MiB, ordinary stores are faster than streaming ones (by this factor) on one thread for forward of 256 columns, 8 MiB (1.03, plain
-/// 1.16), not with 12 MiB (0.8 to 1); for backward of 768 columns, 8 MiB (1.04, plain 1.3), not of 256, 12 MiB
-/// (0.8, plain 0.75), 15 MiB (0.6, 0.55) or 24 MiB (0.4); on two threads for backward of 4096x256, 12 MiB (1.2, plain 1.6). On
-/// one thread of a Xeon with 260 MiB streaming stores are faster from 6 MiB on, at 48 MiB by a factor of two.
+/// (Zen 4) with 32 MiB and 3072 pages, that is 12 MiB, ordinary stores are faster than streaming ones (by this factor) on one
+/// thread for forward of 256 columns, 8 MiB (1.03, plain 1.16), not with 12 MiB (0.8 to 1); for backward of 768 columns,
+/// 8 MiB (1.04, plain 1.3), not of 256, 12 MiB (0.8, plain 0.75), 15 MiB (0.6, 0.55) or 24 MiB (0.4); on two threads for
+/// backward of 4096x256, 12 MiB (1.2, plain 1.6). On one thread of a Xeon with 260 MiB streaming stores are faster from 6
+/// MiB on, at 48 MiB by a factor of two.
 pub(crate) fn of_thread() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| simd::addressed_pages().unwrap_or(0).max(2048) * (4 << 10))

@@ -84,7 +84,7 @@ fn with_hard_rows<T: Element>(mut case: Case<T>) -> Case<T> {
 }
 
 /// Rows that are written again among others, against the model.
-fn hard_rows_among_others_have_the_bits_of_the_model<T: Element>() {
+fn rows_written_again_have_the_bits_of_the_model<T: Element>() {
     for has_parameters in [true, false] {
         for width in [17, 64, 100, 128, 256, 300, 768, 5000] {
             let case = with_hard_rows(Case::<T>::random(27, width, has_parameters, has_parameters, 7));
@@ -98,9 +98,9 @@ fn hard_rows_among_others_have_the_bits_of_the_model<T: Element>() {
 }
 
 #[test]
-fn hard_rows_in_the_middle_of_a_block_have_the_bits_of_the_model() {
-    hard_rows_among_others_have_the_bits_of_the_model::<f32>();
-    hard_rows_among_others_have_the_bits_of_the_model::<f64>();
+fn rows_written_again_in_the_middle_of_a_block_have_the_bits_of_the_model() {
+    rows_written_again_have_the_bits_of_the_model::<f32>();
+    rows_written_again_have_the_bits_of_the_model::<f64>();
 }
 
 /// Rows of whole cache lines and not, at their start and elsewhere, streamed a batch at a time (up to 1 KiB forward and 256 bytes
