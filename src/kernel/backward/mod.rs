@@ -23,8 +23,8 @@
 //!   batch is one row, unless rows are very short. dgamma and dbeta of eight rows are added up in the first-level cache.
 //!   With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1. In
 //!   cache, with dgamma and dbeta, blocks are faster: fused, rows of 256 to 4096 columns took 0.98 to 1.5 times as long on an
-//!   EPYC, and only those of 1024 less, 0.87 times. Instruction sets without specialized loops always go in blocks. ([AMD's CPUs](crate::simd::is_amd) have ways
-//!   of their own.)
+//!   EPYC, and only those of 1024 less, 0.87 times. Instruction sets without specialized loops always go in blocks. ([AMD's
+//!   CPUs](crate::simd::is_amd) have ways of their own.)
 //!
 //! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
 //! of very long rows eight at a time.
