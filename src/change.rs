@@ -24,20 +24,20 @@ pub(crate) fn change_of_loss<T: Element>(plus: &[T], minus: &[T], dy: &[T]) -> f
     let mut found = [0.0];
     // No row at all has no width either.
     if !plus.is_empty() {
-        changes_of_rows(plus, minus, dy, plus.len(), &[false], &mut found);
+        changes_of_rows(&[[plus, minus]], dy, plus.len(), &[false], &mut found);
     }
     found[0]
 }
 
-/// The same of each row of `width` elements; faster where `near` says that the row's outputs hardly differ, and that no
-/// product nears the ends of the type's range: in the type of the outputs over some registers and most of their lanes, and in `f64` from
-/// there on.
+/// The same of each row of `width` elements, between several pairs of outputs that share their upstream gradient; `found`
+/// gets the changes of the first pair's rows, then those of the next.
 ///
-/// A product is then rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to
-/// the noise of a difference that is small beside the outputs.
+/// Faster where `near` says that the row's outputs hardly differ, and that no product nears the ends of the type's
+/// range: in the type of the outputs over some registers and most of their lanes, and in `f64` from there on. A product
+/// is then rounded by `u |G (y+ - y-)|`, where the outputs themselves were by `u |G y|`: this adds nothing to the noise
+/// of a difference that is small beside the outputs.
 pub(crate) fn changes_of_rows<T: Element>(
-    plus: &[T],
-    minus: &[T],
+    pairs: &[[&[T]; 2]],
     dy: &[T],
     width: usize,
     near: &[bool],
@@ -46,13 +46,14 @@ pub(crate) fn changes_of_rows<T: Element>(
     static BACKEND: OnceLock<Backend> = OnceLock::new();
     // One that the environment asks for and that does not exist is an operation's to refuse.
     let backend = BACKEND.get_or_init(|| Backend::chosen().unwrap_or_else(|_| Backend::available()[0]));
-    backend.run(Changes { rows: [plus, minus, dy], width, near, found });
+    backend.run(Changes { pairs, dy, width, near, found });
 }
 
 /// The work, for an instruction set.
 struct Changes<'a, T> {
-    /// The outputs on both sides, and the upstream gradient.
-    rows: [&'a [T]; 3],
+    /// The outputs on both sides.
+    pairs: &'a [[&'a [T]; 2]],
+    dy: &'a [T],
     width: usize,
     near: &'a [bool],
     found: &'a mut [f64],
@@ -63,52 +64,90 @@ impl<T: Element> Kernel for Changes<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { rows, width, near, found } = self;
-        let batches = found.chunks_mut(BATCH).zip(near.chunks(BATCH)).enumerate();
-        for (batch, (found, near)) in batches {
-            let row = |i: usize| (batch * BATCH + i) * width..(batch * BATCH + i + 1) * width;
-            let mut total = I::F64::splat(isa, 0.0);
-            for start in (0..width).step_by(RUN * T::LANES) {
-                let mut registers = [T::Lanes::splat(isa, T::ZERO); BATCH];
-                for (i, _) in near.iter().enumerate().filter(|(_, near)| **near) {
-                    let run = row(i).start + start..row(i).end.min(row(i).start + start + RUN * T::LANES);
-                    registers[i] = in_type(isa, rows.map(|all| &all[run.clone()]));
-                }
-                total = total + T::Lanes::sums(isa, &registers);
+        let Self { pairs, dy, width, near, found } = self;
+        let rows = near.len();
+        // Two pairs at once read the upstream gradient once: reading is what takes the time.
+        let (two, one) = pairs.as_chunks::<2>();
+        let (found_of_two, found_of_one) = found.split_at_mut(2 * rows * two.len());
+        for (pairs, found) in two.iter().zip(found_of_two.chunks_mut((2 * rows).max(1))) {
+            of_pairs(isa, *pairs, dy, width, near, found);
+        }
+        if let [pair] = one {
+            of_pairs(isa, [*pair], dy, width, near, found_of_one);
+        }
+    }
+}
+
+#[inline(always)]
+fn of_pairs<T: Element, I: Isa, const PAIRS: usize>(
+    isa: I,
+    pairs: [[&[T]; 2]; PAIRS],
+    dy: &[T],
+    width: usize,
+    near: &[bool],
+    found: &mut [f64],
+) {
+    let rows = near.len();
+    for first in (0..rows).step_by(BATCH / PAIRS) {
+        let near = &near[first..rows.min(first + BATCH / PAIRS)];
+        let row = |i: usize| (first + i) * width..(first + i + 1) * width;
+        let mut total = I::F64::splat(isa, 0.0);
+        for start in (0..width).step_by(RUN * T::LANES) {
+            let mut registers = [T::Lanes::splat(isa, T::ZERO); BATCH];
+            for (i, _) in near.iter().enumerate().filter(|(_, near)| **near) {
+                let run = row(i).start + start..row(i).end.min(row(i).start + start + RUN * T::LANES);
+                let sums = in_type(isa, pairs.map(|pair| pair.map(|all| &all[run.clone()])), &dy[run.clone()]);
+                registers[i * PAIRS..][..PAIRS].copy_from_slice(&sums);
             }
-            let total = values(total);
-            for (i, (found, near)) in found.iter_mut().zip(near).enumerate() {
-                *found = if *near { total[i] } else { in_f64(rows.map(|all| &all[row(i)])) };
+            total = total + T::Lanes::sums(isa, &registers);
+        }
+        let total = values(total);
+        for (i, near) in near.iter().enumerate() {
+            for (pair, [plus, minus]) in pairs.iter().enumerate() {
+                found[pair * rows + first + i] =
+                    if *near { total[i * PAIRS + pair] } else { in_f64([plus, minus, dy].map(|all| &all[row(i)])) };
             }
         }
     }
 }
 
-/// One register of sums in the type of the outputs.
+/// One register of sums in the type of the outputs for each pair.
 #[inline(always)]
-fn in_type<T: Element, I: Isa>(isa: I, [plus, minus, dy]: [&[T]; 3]) -> T::Lanes<I> {
+fn in_type<T: Element, I: Isa, const PAIRS: usize>(
+    isa: I,
+    pairs: [[&[T]; 2]; PAIRS],
+    dy: &[T],
+) -> [T::Lanes<I>; PAIRS] {
     let load = |chunk: &T::Chunk| T::Lanes::load(isa, chunk);
     let zero = T::Lanes::splat(isa, T::ZERO);
     let load_tail = |tail: &[T]| T::Lanes::load_tail(isa, tail, zero);
-    let (plus, plus_tail) = T::chunks(plus);
-    let (minus, minus_tail) = T::chunks(minus);
     let (dy, dy_tail) = T::chunks(dy);
-    let mut sums = [zero; CHAINS];
-    let (plus, plus_rest) = plus.as_chunks::<CHAINS>();
-    let (minus, minus_rest) = minus.as_chunks::<CHAINS>();
-    let (dy, dy_rest) = dy.as_chunks::<CHAINS>();
-    for ((plus, minus), dy) in plus.iter().zip(minus).zip(dy) {
+    // As many chunks as dy has: the bounds of the loop are then those of all slices.
+    let chunks = pairs.map(|pair| pair.map(|side| &T::chunks(side).0[..dy.len()]));
+    let mut sums = [[zero; CHAINS]; PAIRS];
+    let whole = dy.len() / CHAINS * CHAINS;
+    for at in (0..whole).step_by(CHAINS) {
         for chain in 0..CHAINS {
-            sums[chain] = sums[chain] + (load(&plus[chain]) - load(&minus[chain])) * load(&dy[chain]);
+            let dy = load(&dy[at + chain]);
+            for ([plus, minus], sums) in chunks.iter().zip(&mut sums) {
+                sums[chain] = sums[chain] + (load(&plus[at + chain]) - load(&minus[at + chain])) * dy;
+            }
         }
     }
-    for ((plus, minus), dy) in plus_rest.iter().zip(minus_rest).zip(dy_rest) {
-        sums[0] = sums[0] + (load(plus) - load(minus)) * load(dy);
+    for at in whole..dy.len() {
+        let dy = load(&dy[at]);
+        for ([plus, minus], sums) in chunks.iter().zip(&mut sums) {
+            sums[0] = sums[0] + (load(&plus[at]) - load(&minus[at])) * dy;
+        }
     }
-    if !plus_tail.is_empty() {
-        sums[1] = sums[1] + (load_tail(plus_tail) - load_tail(minus_tail)) * load_tail(dy_tail);
+    if !dy_tail.is_empty() {
+        let dy = load_tail(dy_tail);
+        for (pair, sums) in pairs.iter().zip(&mut sums) {
+            let [plus, minus] = pair.map(|side| load_tail(T::chunks(side).1));
+            sums[1] = sums[1] + (plus - minus) * dy;
+        }
     }
-    sums[0] + sums[1]
+    sums.map(|[even, odd]| even + odd)
 }
 
 #[inline(always)]
@@ -165,7 +204,7 @@ mod tests {
                 let mut found = [f64::NAN; ROWS];
                 let near: [bool; ROWS] = std::array::from_fn(|row| row % 3 != 1);
                 let near = &near;
-                backend.run(Changes { rows: [&plus, &minus, &dy], width, near, found: &mut found });
+                backend.run(Changes { pairs: &[[&plus, &minus]], dy: &dy, width, near, found: &mut found });
                 found.map(f64::to_bits)
             };
             for backend in Backend::available() {
@@ -180,17 +219,44 @@ mod tests {
         every_backend_has_the_same_bits::<f64>();
     }
 
+    /// A block takes two pairs at once, and three where a step is large.
+    fn pairs_together_have_the_bits_of_each<T: Element>() {
+        for width in WIDTHS {
+            let [plus, minus, dy] = rows::<T>(width);
+            // Four pairs between the arrays, no two of them alike.
+            let pairs = [[&plus[..], &minus[..]], [&minus, &plus], [&plus, &dy], [&dy, &minus]];
+            let near: [bool; ROWS] = std::array::from_fn(|row| row % 3 != 1);
+            for backend in Backend::available() {
+                let changes = |pairs: &[[&[T]; 2]]| {
+                    let mut found = vec![f64::NAN; pairs.len() * ROWS];
+                    backend.run(Changes { pairs, dy: &dy, width, near: &near, found: &mut found });
+                    found.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+                };
+                for count in 1..=pairs.len() {
+                    let alone = pairs[..count].iter().flat_map(|pair| changes(&[*pair])).collect::<Vec<_>>();
+                    assert_eq!(changes(&pairs[..count]), alone, "{count} pairs, {backend:?}, width {width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn changes_between_several_pairs_have_the_bits_of_each_pair() {
+        pairs_together_have_the_bits_of_each::<f32>();
+        pairs_together_have_the_bits_of_each::<f64>();
+    }
+
     /// The blocks in which a check runs depend on the shape, and which rows are near on the data.
     #[test]
     fn a_change_has_the_same_bits_wherever_its_row_is_computed() {
         for width in WIDTHS {
             let [plus, minus, dy] = rows::<f32>(width);
             let mut together = [f64::NAN; ROWS];
-            changes_of_rows(&plus, &minus, &dy, width, &[true; ROWS], &mut together);
+            changes_of_rows(&[[&plus, &minus]], &dy, width, &[true; ROWS], &mut together);
             for (row, together) in together.into_iter().enumerate() {
                 let mut alone = [f64::NAN];
                 let [plus, minus, dy] = [&plus, &minus, &dy].map(|all| &all[row * width..(row + 1) * width]);
-                changes_of_rows(plus, minus, dy, width, &[true], &mut alone);
+                changes_of_rows(&[[plus, minus]], dy, width, &[true], &mut alone);
                 assert_eq!(alone[0].to_bits(), together.to_bits(), "row {row} of width {width}");
             }
         }
@@ -204,7 +270,7 @@ mod tests {
             let array = |factor: usize| (0..2 * width).map(|element| value(element, factor)).collect::<Vec<_>>();
             let (plus, minus, dy) = (array(3), array(5), array(11));
             let mut found = [f64::NAN; 2];
-            changes_of_rows(&plus, &minus, &dy, width, &[true, false], &mut found);
+            changes_of_rows(&[[&plus, &minus]], &dy, width, &[true, false], &mut found);
             for (row, found) in found.into_iter().enumerate() {
                 let expected: i64 = (row * width..(row + 1) * width)
                     .map(|element| (plus[element] as i64 - minus[element] as i64) * dy[element] as i64)

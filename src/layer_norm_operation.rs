@@ -4,7 +4,6 @@ use crate::grad_check::{Identity, Input, Locality, Operation, Outcome, layer_nor
 use crate::{Backend, Element, GradientMut, GradientsMut, LayerNorm, Statistics, StatisticsMut};
 use ndarray::{ArrayD, IxDyn};
 use std::borrow::Cow;
-use std::ops::Range;
 
 /// [`LayerNorm`] on an x of a fixed shape, for [`GradCheck`](crate::grad_check::GradCheck).
 ///
@@ -148,7 +147,7 @@ impl<T: Element> Operation<T> for LayerNormOperation {
         Ok(layer.backward_into(dy, inputs[0], Statistics { mean: &mean, rstd: &rstd }, gradients)?)
     }
 
-    fn forward_rows(&self, _: Range<usize>, inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
+    fn forward_rows(&self, _: &[usize], inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
         let layer = self.layer(inputs[1..].iter().copied());
         Some(layer.forward_into(inputs[0], output, None).map_err(Into::into))
     }

@@ -68,7 +68,8 @@ fn forward_is_layer_norms_and_a_block_of_rows_has_its_bits() {
             let elements = block.start * width..block.end * width;
             let mut part = vec![f32::NAN; elements.len()];
             let row_inputs = [&x[elements.clone()], gamma, beta];
-            operation.forward_rows(block.clone(), &row_inputs, &mut part).unwrap().unwrap();
+            let numbers = block.clone().collect::<Vec<_>>();
+            operation.forward_rows(&numbers, &row_inputs, &mut part).unwrap().unwrap();
             assert_eq!(part, output.as_slice().unwrap()[elements], "rows {block:?} of {rows}, width {width}");
         }
     }

@@ -1,13 +1,15 @@
-//! A block of rows whose columns are perturbed, each row by a step of its own.
+//! A block of rows, of each of which an element is perturbed by a step of its own.
 
 use std::ops::Range;
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, IxDyn};
 
 use super::error::{CheckError, Probe};
 use super::exhaustive::Difference;
 use super::noise::Noise;
-use super::problem::Problem;
+use super::placed::Placed;
+use super::problem::{PAIRS, Problem};
+use super::stack::Stack;
 use super::step::{Reach, truncation};
 use crate::Element;
 use crate::change::changes_of_rows;
@@ -24,35 +26,38 @@ pub(super) struct Block<'p, T: Element> {
     in_range: Vec<bool>,
     /// Of each row how far it may be moved; empty where a step is fixed, and distrusted as a whole.
     pub(super) reaches: Vec<Reach>,
-    /// The column that is perturbed, as it was given.
-    column: Vec<f64>,
-    /// What the last perturbation did to the loss of each row, and the width of the difference.
+    /// What the perturbations did to the loss of each row, and the widths of their differences: those of all rows for
+    /// the step, then for its multiples.
     changes: Vec<f64>,
-    wide: Vec<f64>,
-    widest: Vec<f64>,
     widths: Vec<f64>,
     /// What the last call of [`differences`](Self::differences) found, for each row.
     pub(super) found: Vec<Difference>,
 }
 
-/// A copy of what is perturbed, and two outputs.
+/// By how much an element of a row is moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Move {
+    pub(super) column: usize,
+    pub(super) step: f64,
+}
+
+/// Copies of what is perturbed, and their outputs.
 enum Buffers<T> {
-    /// The rows of the perturbed input alone.
-    Rows { perturbed: Vec<T>, plus: Vec<T>, minus: Vec<T> },
-    /// All inputs.
+    /// The rows alone, in pairs of copies: those of a pair are moved up in the first and down in the second.
+    Rows { stack: Stack<T>, output: Placed<T>, dy: Placed<T> },
+    /// All inputs, moved up for one output and down for the other.
     Everything { inputs: Vec<ArrayD<T>>, plus: ArrayD<T>, minus: ArrayD<T> },
 }
+
+/// Where the outputs and the upstream gradient lie from a page, in bytes; the copies of the rows lie at its start.
+const PHASES: [usize; 2] = [2048, 1024];
+
+/// The multiples of a step by which a column is moved: the third where the step is large.
+const MULTIPLES: [f64; 3] = [1.0, 2.0, 4.0];
 
 /// What the noise of a row's loss lies between where no product of it nears the ends of the range of `f32`.
 const SMALL: f64 = 1e-30;
 const LARGE: f64 = 1e18;
-
-/// Which of the two outputs a forward writes.
-#[derive(Clone, Copy)]
-enum Side {
-    Plus,
-    Minus,
-}
 
 impl<'p, T: Element> Block<'p, T> {
     /// A block that is forwarded alone.
@@ -62,10 +67,13 @@ impl<'p, T: Element> Block<'p, T> {
         k: usize,
         rows: Range<usize>,
     ) -> Result<Self, CheckError> {
-        let row_len = problem.declared[k].row_len();
-        let perturbed = problem.input(k)[rows.start * row_len..rows.end * row_len].to_vec();
-        let output = vec![T::from_f64(f64::NAN); rows.len() * problem.width()];
-        let buffers = Buffers::Rows { perturbed, plus: output.clone(), minus: output };
+        let copies = 2 * problem.pairs_of_copies();
+        let width = problem.width();
+        let nan = T::from_f64(f64::NAN);
+        let output = Placed::new(std::iter::repeat_n(nan, copies * rows.len() * width), T::ZERO, PHASES[0]);
+        let dy = &problem.dy()[rows.start * width..rows.end * width];
+        let dy = Placed::new(dy.iter().copied(), T::ZERO, PHASES[1]);
+        let buffers = Buffers::Rows { stack: Stack::new(problem, &rows, copies), output, dy };
         Self::new(problem, noise, k, rows, buffers)
     }
 
@@ -78,7 +86,8 @@ impl<'p, T: Element> Block<'p, T> {
 
     /// Frees the buffers; what is known of the rows stays.
     pub(super) fn release(&mut self) {
-        self.buffers = Buffers::Rows { perturbed: Vec::new(), plus: Vec::new(), minus: Vec::new() };
+        let nothing = ArrayD::default(IxDyn(&[0]));
+        self.buffers = Buffers::Everything { inputs: Vec::new(), plus: nothing.clone(), minus: nothing };
     }
 
     /// Another block of all rows, with buffers of its own, and without a forward to learn what this one knows.
@@ -93,11 +102,8 @@ impl<'p, T: Element> Block<'p, T> {
             noise: self.noise.clone(),
             in_range: self.in_range.clone(),
             reaches: self.reaches.clone(),
-            column: vec![0.0; count],
-            changes: vec![0.0; count],
-            wide: vec![0.0; count],
-            widest: vec![0.0; count],
-            widths: vec![0.0; count],
+            changes: vec![0.0; MULTIPLES.len() * count],
+            widths: vec![0.0; MULTIPLES.len() * count],
             found: vec![Difference::UNKNOWN; count],
         }
     }
@@ -110,7 +116,7 @@ impl<'p, T: Element> Block<'p, T> {
         buffers: Buffers<T>,
     ) -> Result<Self, CheckError> {
         let count = rows.len();
-        let [column, changes, wide, widest, widths] = [(); 5].map(|()| vec![0.0; count]);
+        let [changes, widths] = [(); 2].map(|()| vec![0.0; MULTIPLES.len() * count]);
         let (noise_of_rows, in_range, reaches) = (Vec::new(), Vec::new(), Vec::new());
         let mut block = Self {
             problem,
@@ -120,23 +126,17 @@ impl<'p, T: Element> Block<'p, T> {
             noise: noise_of_rows,
             in_range,
             reaches,
-            column,
             changes,
-            wide,
-            widest,
             widths,
             found: vec![Difference::UNKNOWN; count],
         };
-        block.count(1)?;
-        block.forward(Side::Plus, || None)?;
-        let (plus, _) = block.outputs();
-        let width = problem.width();
-        let dy = block.dy();
+        let (width, dy, start) = (problem.width(), block.dy(), block.start());
+        let y = block.unmoved_output()?;
         block.noise = (0..count)
             .map(|row| {
-                let outputs = plus[row * width..][..width].iter().zip(&dy[row * width..][..width]);
+                let outputs = y[row * width..][..width].iter().zip(&dy[row * width..][..width]);
                 let size: f64 = outputs.map(|(y, dy)| (y.to_f64() * dy.to_f64()).powi(2)).sum();
-                (size * noise.unit_variance(block.rows.start + row)).sqrt()
+                (size * noise.unit_variance(start + row)).sqrt()
             })
             .collect();
         block.in_range = block
@@ -186,96 +186,102 @@ impl<'p, T: Element> Block<'p, T> {
         &self.problem.dy()[self.rows.start * width..self.rows.end * width]
     }
 
-    /// Perturbs one column by each row's own step, and leaves the difference quotients in [`found`](Self::found); a row
-    /// whose step is 0 is left alone, and its difference is unknown.
-    pub(super) fn differences(&mut self, column: usize, steps: &[f64]) -> Result<(), CheckError> {
-        let row_len = self.row_len();
-        let mut given = std::mem::take(&mut self.column);
-        let rows = self.perturbed_mut().chunks_exact(row_len);
-        given.iter_mut().zip(rows).for_each(|(given, row)| *given = row[column].to_f64());
-        self.column = given;
-        let is_far = |row: usize, reaches: &[Reach]| reaches.get(row).is_some_and(|reach| reach.is_far(steps[row]));
-        let is_any_far = (0..steps.len()).any(|row| is_far(row, &self.reaches));
-        self.count(if is_any_far { 6 } else { 4 })?;
-        if is_any_far {
-            self.quotients(column, steps, 4.0)?;
-            self.quotients_to(|block| &mut block.widest);
+    /// Perturbs an element of each row, and leaves the difference quotients in [`found`](Self::found); a row whose step is
+    /// 0 is left alone, and its difference is unknown.
+    pub(super) fn differences(&mut self, moves: &[Move]) -> Result<(), CheckError> {
+        let is_far =
+            |row: usize, reaches: &[Reach]| reaches.get(row).is_some_and(|reach| reach.is_far(moves[row].step));
+        let is_any_far = (0..moves.len()).any(|row| is_far(row, &self.reaches));
+        let multiples = if is_any_far { MULTIPLES.len() } else { MULTIPLES.len() - 1 };
+        self.count(2 * multiples)?;
+        let together = match self.buffers {
+            Buffers::Rows { .. } => self.problem.pairs_of_copies(),
+            Buffers::Everything { .. } => 1,
+        };
+        self.widths.fill(0.0);
+        for first in (0..multiples).step_by(together) {
+            self.move_elements(moves, first..multiples.min(first + together))?;
         }
-        self.quotients(column, steps, 2.0)?;
-        self.quotients_to(|block| &mut block.wide);
-        self.quotients(column, steps, 1.0)?;
-        self.perturb(column, steps, 0.0);
-        for (row, &step) in steps.iter().enumerate() {
+        self.put_back(moves);
+        let rows = self.rows();
+        for (row, &Move { step, .. }) in moves.iter().enumerate() {
+            let [numeric, wide, widest] = [0, 1, 2]
+                .map(|multiple| quotient(self.changes[multiple * rows + row], self.widths[multiple * rows + row]));
             let width = self.widths[row];
             self.found[row] = if width == 0.0 {
                 Difference::without_step(step)
             } else {
-                let numeric = quotient(self.changes[row], width);
-                let widest = is_far(row, &self.reaches).then_some(self.widest[row]);
-                let truncation = truncation(numeric, self.wide[row], widest);
+                let widest = is_far(row, &self.reaches).then_some(widest);
+                let truncation = truncation(numeric, wide, widest);
                 Difference { numeric, sigma: self.sigma(row, 0.5 * width), truncation, step }
             };
         }
         Ok(())
     }
 
-    /// Leaves the change of each row's loss, from one end of its difference to the other, and the width of that.
-    fn quotients(&mut self, column: usize, steps: &[f64], factor: f64) -> Result<(), CheckError> {
-        let (problem, k) = (self.problem, self.k);
-        let probe = |sign: f64| {
-            let step = sign * factor * steps.iter().fold(0.0, |greatest: f64, step| greatest.max(*step));
-            move || Some(Probe { input: problem.declared[k].name.clone(), index: vec![column], step })
+    /// Moves elements by some of the multiples of their steps, up and down, and leaves the change of each row's loss, and
+    /// how far apart the two values are as they are stored.
+    fn move_elements(&mut self, moves: &[Move], multiples: Range<usize>) -> Result<(), CheckError> {
+        let (problem, k, row_len, rows) = (self.problem, self.k, self.row_len(), self.rows());
+        let (original, dy, width) = (self.original(), self.dy(), problem.width());
+        let results = multiples.start * rows..multiples.end * rows;
+        let (changes, widths) = (&mut self.changes[results.clone()], &mut self.widths[results]);
+        let pairs = multiples.len();
+        let probe = |factor: f64| {
+            move || {
+                let step = factor * moves.iter().fold(0.0, |greatest: f64, moved| greatest.max(moved.step));
+                let column = moves.first().map(|first| first.column);
+                let is_common = moves.iter().all(|moved| Some(moved.column) == column);
+                let index = column.filter(|_| is_common).into_iter().collect();
+                Some(Probe { input: problem.declared[k].name.clone(), index, step })
+            }
         };
-        self.widths.fill(0.0);
-        self.perturb(column, steps, factor);
-        self.forward(Side::Plus, probe(1.0))?;
-        self.perturb(column, steps, -factor);
-        self.forward(Side::Minus, probe(-1.0))?;
-        let mut changes = std::mem::take(&mut self.changes);
-        let (plus, minus) = self.outputs();
-        changes_of_rows(plus, minus, self.dy(), problem.width(), &self.in_range, &mut changes);
-        self.changes = changes;
+        let move_rows = |copy: &mut [T], factor: f64, widths: &mut [f64]| {
+            let rows = copy.chunks_exact_mut(row_len).zip(original.chunks_exact(row_len));
+            for (((row, original), &Move { column, step }), width) in rows.zip(moves).zip(widths) {
+                row[column] = T::from_f64(original[column].to_f64() + factor * step);
+                *width += factor.signum() * row[column].to_f64();
+            }
+        };
+        match &mut self.buffers {
+            Buffers::Rows { stack, output, dy } => {
+                let mut copies = stack.rows_mut(k).chunks_exact_mut(rows * row_len);
+                for (multiple, widths) in MULTIPLES[multiples.clone()].iter().zip(widths.chunks_exact_mut(rows)) {
+                    for (factor, copy) in [*multiple, -multiple].into_iter().zip(&mut copies) {
+                        move_rows(copy, factor, widths);
+                    }
+                }
+                let output = &mut output[..2 * pairs * rows * width];
+                stack.forward(problem, 2 * pairs * rows, output, probe(MULTIPLES[multiples.end - 1]))?;
+                let mut ends = output.chunks_exact(rows * width);
+                let ends: [[&[T]; 2]; PAIRS] = [(); PAIRS].map(|()| [(); 2].map(|()| ends.next().unwrap_or_default()));
+                changes_of_rows(&ends[..pairs], dy, width, &self.in_range, changes);
+            }
+            Buffers::Everything { inputs, plus, minus } => {
+                let each = changes.chunks_exact_mut(rows).zip(widths.chunks_exact_mut(rows));
+                for (multiple, (changes, widths)) in MULTIPLES[multiples].iter().zip(each) {
+                    for (factor, output) in [(*multiple, &mut *plus), (-multiple, &mut *minus)] {
+                        move_rows(inputs[k].as_slice_mut().unwrap_or_default(), factor, widths);
+                        problem.forward(inputs, output, probe(factor))?;
+                    }
+                    let ends = [&*plus, &*minus].map(|y| y.as_slice().unwrap_or_default());
+                    changes_of_rows(&[ends], dy, width, &self.in_range, changes);
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Stores the quotients of the last perturbation.
-    fn quotients_to(&mut self, target: impl Fn(&mut Self) -> &mut Vec<f64>) {
-        let mut quotients = std::mem::take(target(self));
-        let changes = self.changes.iter().zip(&self.widths);
-        quotients.iter_mut().zip(changes).for_each(|(value, (change, width))| *value = quotient(*change, *width));
-        *target(self) = quotients;
-    }
-
-    /// Sets one column to its given values plus `factor` times the steps, and adds the values, as they are stored, to the
-    /// widths of the differences; those below the given ones with a minus sign.
-    fn perturb(&mut self, column: usize, steps: &[f64], factor: f64) {
-        let row_len = self.row_len();
-        let given = std::mem::take(&mut self.column);
-        let mut widths = std::mem::take(&mut self.widths);
-        let rows = self.perturbed_mut().chunks_exact_mut(row_len);
-        for (((row, given), step), width) in rows.zip(&given).zip(steps).zip(&mut widths) {
-            let value = T::from_f64(given + factor * step);
-            row[column] = value;
-            if factor != 0.0 {
-                *width += factor.signum() * value.to_f64();
-            }
-        }
-        (self.column, self.widths) = (given, widths);
-    }
-
-    fn perturbed_mut(&mut self) -> &mut [T] {
-        match &mut self.buffers {
-            Buffers::Rows { perturbed, .. } => perturbed,
-            Buffers::Everything { inputs, .. } => inputs[self.k].as_slice_mut().unwrap_or_default(),
-        }
-    }
-
-    fn outputs(&self) -> (&[T], &[T]) {
-        match &self.buffers {
-            Buffers::Rows { plus, minus, .. } => (plus, minus),
-            Buffers::Everything { plus, minus, .. } => {
-                (plus.as_slice().unwrap_or_default(), minus.as_slice().unwrap_or_default())
-            }
+    /// Gives elements their original values again.
+    fn put_back(&mut self, moves: &[Move]) {
+        let (original, row_len, k) = (self.original(), self.row_len(), self.k);
+        let moved = match &mut self.buffers {
+            Buffers::Rows { stack, .. } => stack.rows_mut(k),
+            Buffers::Everything { inputs, .. } => inputs[k].as_slice_mut().unwrap_or_default(),
+        };
+        for copy in moved.chunks_exact_mut(original.len()) {
+            let rows = copy.chunks_exact_mut(row_len).zip(original.chunks_exact(row_len));
+            rows.zip(moves).for_each(|((row, original), moved)| row[moved.column] = original[moved.column]);
         }
     }
 
@@ -288,22 +294,19 @@ impl<'p, T: Element> Block<'p, T> {
         }
     }
 
-    /// Runs one forward, which was [counted](Self::count).
-    fn forward(&mut self, side: Side, probe: impl FnOnce() -> Option<Probe>) -> Result<(), CheckError> {
-        let problem = self.problem;
+    /// The output of the rows as they were given.
+    fn unmoved_output(&mut self) -> Result<&[T], CheckError> {
+        self.count(1)?;
+        let (problem, rows) = (self.problem, self.rows());
         match &mut self.buffers {
-            Buffers::Everything { inputs, plus, minus } => {
-                let output = if let Side::Plus = side { plus } else { minus };
-                problem.forward(inputs, output, probe)
+            Buffers::Rows { stack, output, .. } => {
+                let output = &mut output[..rows * problem.width()];
+                stack.forward(problem, rows, output, || None)?;
+                Ok(output)
             }
-            Buffers::Rows { perturbed, plus, minus } => {
-                let output = if let Side::Plus = side { plus } else { minus };
-                let inputs: Vec<&[T]> = problem
-                    .rows_of_inputs(&self.rows)
-                    .enumerate()
-                    .map(|(k, input)| if k == self.k { &perturbed[..] } else { input })
-                    .collect();
-                problem.forward_rows(self.rows.clone(), &inputs, output, probe)
+            Buffers::Everything { inputs, plus, .. } => {
+                problem.forward(inputs, plus, || None)?;
+                Ok(plus.as_slice().unwrap_or_default())
             }
         }
     }

@@ -9,6 +9,7 @@ use super::independence::row_bits;
 use super::operation::{Identity, Input, Locality, Operation};
 use super::problem::{Problem, caught, index_of};
 use super::report::Check;
+use super::stack::Stack;
 use super::verdict::ROUNDINGS_OF_TERMS;
 use crate::Element;
 use crate::numpy_random::default_rng;
@@ -58,23 +59,28 @@ pub(super) fn blocks<T: Element>(problem: &Problem<'_, T>) -> Result<Check, Chec
     problem.forward(&problem.inputs, &mut y, || None)?;
     let whole = row_bits(y.as_slice().unwrap_or_default(), width);
     drop(y);
+    // The same copies of a block as in a measurement: a row must not depend on what stands beside it in a call.
+    let copies = 2 * problem.pairs_of_copies();
     let outcomes: Vec<Result<Option<String>, CheckError>> = problem
         .blocks()
         .into_par_iter()
         .map(|rows| {
             let canary = T::from_f64(POISONS[1]);
-            let mut framed = vec![canary; rows.len() * width + 2 * FRAME];
+            let together = copies * rows.len();
+            let mut framed = vec![canary; together * width + 2 * FRAME];
             let inside = FRAME..framed.len() - FRAME;
-            let inputs: Vec<_> = problem.rows_of_inputs(&rows).collect();
-            problem.count(rows.len())?;
-            problem.forward_rows(rows.clone(), &inputs, &mut framed[inside.clone()], || None)?;
+            problem.count(together)?;
+            Stack::new(problem, &rows, copies).forward(problem, together, &mut framed[inside.clone()], || None)?;
             let outside = framed[..FRAME].iter().chain(&framed[inside.end..]);
             if outside.clone().any(|value| *value != canary) {
                 return Ok(Some(format!("the block of rows {rows:?} writes beside its output")));
             }
             let found = row_bits(&framed[inside], width);
-            let differing = found.iter().zip(&whole[rows.clone()]).position(|(a, b)| a != b);
-            Ok(differing.map(|row| format!("row {} of a block has other bits than in the whole", rows.start + row)))
+            let expected = whole[rows.clone()].iter().cycle();
+            let differing = found.iter().zip(expected).position(|(a, b)| a != b);
+            Ok(differing.map(|row| {
+                format!("row {} of a block has other bits than in the whole", rows.start + row % rows.len())
+            }))
         })
         .collect();
     for outcome in outcomes {
@@ -82,7 +88,10 @@ pub(super) fn blocks<T: Element>(problem: &Problem<'_, T>) -> Result<Check, Chec
             return Ok(Check::failed(NAME, detail));
         }
     }
-    Ok(Check::passed(NAME, format!("all {} rows, in blocks of {}", problem.rows, problem.block_rows())))
+    Ok(Check::passed(
+        NAME,
+        format!("all {} rows, in {copies} copies of blocks of {}", problem.rows, problem.block_rows()),
+    ))
 }
 
 /// What a call left behind.

@@ -10,20 +10,24 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::block::Block;
+use super::block::{Block, Move};
 use super::components::pilot_step;
 use super::error::{CheckError, unless_stopped};
 use super::exhaustive::Difference;
-use super::judge::Judge;
+use super::judge::{Judge, rms};
 use super::measured::{Measured, MeasuredRows};
 use super::noise::Noise;
 use super::problem::Problem;
-use super::step::{Reach, Step, balanced, nearest_power_of_two, row_scale, sharper};
+use super::step::{Reach, Step, balanced, nearest_power_of_two, quieter, row_scale, sharper};
+use super::verdict::Tolerance;
 use super::workers::deal_out;
 use crate::Element;
 
 /// Columns whose third derivative is looked at before the step of a row is chosen.
 const PILOTS: usize = 4;
+
+/// The share of the tolerance that the noise of a difference may take: the pilots know the size of a row roughly.
+const SHARE: f64 = 0.75;
 
 /// How often an inconclusive component is looked at again, with a step of its own.
 const RETRIES: usize = 2;
@@ -82,25 +86,24 @@ impl<T: Element> Local<'_, T> {
                 let mut pilots = Pilots::new(&block, whole);
                 block.reaches = pilots.reaches();
                 for column in pilots.columns() {
-                    block.differences(column, &pilots.steps)?;
+                    block.differences(&of_column(column, &pilots.steps))?;
                     pilots.add(&block.found);
                 }
-                pilots.balanced()
+                pilots.sharp_enough(self.judge.tolerance())
             }
         };
         for &column in columns {
-            block.differences(column, &steps)?;
+            block.differences(&of_column(column, &steps))?;
             for (row, found) in block.found.iter().enumerate() {
                 measured.set(row * row_len + column, found);
             }
         }
         if self.step == Step::Balanced {
             for _ in 0..RETRIES {
-                for (column, steps) in self.retries(&block, measured) {
-                    block.differences(column, &steps)?;
-                    block.found.iter().enumerate().for_each(|(row, found)| {
-                        measured.improve(row * row_len + column, found);
-                    });
+                let retries = self.retries(&block, measured);
+                for moves in retries.rounds() {
+                    block.differences(&moves)?;
+                    improve(measured, row_len, &moves, &block.found);
                 }
             }
         }
@@ -118,19 +121,15 @@ impl<T: Element> Local<'_, T> {
         };
         let len = measured.numeric.len();
         let rows = Mutex::new(measured.rows_mut(len).remove(0));
-        let jobs = columns.iter().map(|&column| (column, &steps[..])).collect::<Vec<_>>();
-        deal_out_columns(&block, &jobs, &|column, found| {
+        deal_out_moves(&block, columns.len(), &|job| of_column(columns[job], &steps), &|job, _, found| {
             rows.lock().iter_mut().for_each(|rows| {
-                found.iter().enumerate().for_each(|(row, found)| rows.set(row * row_len + column, found));
+                found.iter().enumerate().for_each(|(row, found)| rows.set(row * row_len + columns[job], found));
             });
         })?;
         for _ in 0..if self.step == Step::Balanced { RETRIES } else { 0 } {
-            let again = rows.lock().map(|rows| self.retries(&block, &rows)).unwrap_or_default();
-            let jobs = again.iter().map(|(column, steps)| (*column, &steps[..])).collect::<Vec<_>>();
-            deal_out_columns(&block, &jobs, &|column, found| {
-                rows.lock().iter_mut().for_each(|rows| {
-                    found.iter().enumerate().for_each(|(row, found)| rows.improve(row * row_len + column, found));
-                });
+            let retries = rows.lock().map(|rows| self.retries(&block, &rows)).unwrap_or_default();
+            deal_out_moves(&block, retries.rounds().len(), &|job| retries.round(job), &|_, moves, found| {
+                rows.lock().iter_mut().for_each(|rows| improve(rows, row_len, moves, found));
             })?;
         }
         Ok(())
@@ -140,14 +139,13 @@ impl<T: Element> Local<'_, T> {
     fn whole_steps(&self, k: usize, block: &mut Block<'_, T>) -> Result<Vec<f64>, CheckError> {
         let mut pilots = Pilots::new(block, self.whole_scale(k));
         block.reaches = pilots.reaches();
-        let found = Mutex::new(vec![Vec::new(); block.row_len()]);
-        let jobs = pilots.columns().into_iter().map(|column| (column, &pilots.steps[..])).collect::<Vec<_>>();
-        deal_out_columns(block, &jobs, &|column, differences| {
-            found.lock().iter_mut().for_each(|found| found[column] = differences.to_vec());
+        let found = Mutex::new([(); PILOTS].map(|()| Vec::new()));
+        let columns = pilots.columns();
+        deal_out_moves(block, columns.len(), &|job| of_column(columns[job], &pilots.steps), &|job, _, differences| {
+            found.lock().iter_mut().for_each(|found| found[job] = differences.to_vec());
         })?;
-        let found = found.into_inner().unwrap_or_default();
-        found.iter().filter(|found| !found.is_empty()).for_each(|found| pilots.add(found));
-        Ok(pilots.balanced())
+        found.into_inner().unwrap_or_default().iter().for_each(|found| pilots.add(found));
+        Ok(pilots.sharp_enough(self.judge.tolerance()))
     }
 
     /// The scale of the whole input, where its rows are single elements.
@@ -156,11 +154,10 @@ impl<T: Element> Local<'_, T> {
         single.then(|| row_scale::<T>(self.problem.input(k).iter().map(|x| x.to_f64())))
     }
 
-    /// The columns that hold an inconclusive component, each with the step that those components ask for and 0 for the
-    /// others.
-    fn retries(&self, block: &Block<'_, T>, measured: &MeasuredRows<'_>) -> Vec<(usize, Vec<f64>)> {
+    /// The inconclusive components of each row, each with the step that it asks for.
+    fn retries(&self, block: &Block<'_, T>, measured: &MeasuredRows<'_>) -> Retries {
         let row_len = block.row_len();
-        let mut columns = vec![Vec::new(); row_len];
+        let mut rows = vec![Vec::new(); block.rows()];
         // No gradient under test is needed to see that a floor is too high: the numeric one has the same size.
         let (start, len) = (block.start() * row_len, self.problem.declared[block.input()].len());
         self.judge.components_of(
@@ -181,30 +178,60 @@ impl<T: Element> Local<'_, T> {
                 let Some(reach) = block.reaches.get(row) else { return };
                 let step = sharper(old, sigma, truncation, *reach);
                 if step.is_normal() && step != old {
-                    columns[column].resize(block.rows(), 0.0);
-                    columns[column][row] = step;
+                    rows[row].push(Move { column, step });
                 }
             },
         );
-        columns.into_iter().enumerate().filter(|(_, steps)| !steps.is_empty()).collect()
+        Retries { rows }
     }
 }
 
-/// Perturbs columns by the steps given for each, on workers with siblings of `block`, and hands the differences to
-/// `write`.
-fn deal_out_columns<T: Element>(
+/// One column of all rows, each by its own step.
+fn of_column(column: usize, steps: &[f64]) -> Vec<Move> {
+    steps.iter().map(|&step| Move { column, step }).collect()
+}
+
+/// Components that are looked at again. As rows are independent, a round takes one of each row, whatever its column: there
+/// are as many rounds as the row with the most of them has, not as all rows together have columns.
+#[derive(Default)]
+struct Retries {
+    rows: Vec<Vec<Move>>,
+}
+
+impl Retries {
+    fn rounds(&self) -> impl ExactSizeIterator<Item = Vec<Move>> {
+        (0..self.rows.iter().map(Vec::len).max().unwrap_or(0)).map(|round| self.round(round))
+    }
+
+    /// A row that has no more of them is left alone.
+    fn round(&self, round: usize) -> Vec<Move> {
+        self.rows.iter().map(|row| row.get(round).copied().unwrap_or(Move { column: 0, step: 0.0 })).collect()
+    }
+}
+
+/// Takes over what is sharper than what is known.
+fn improve(measured: &mut MeasuredRows<'_>, row_len: usize, moves: &[Move], found: &[Difference]) {
+    for (row, (moved, found)) in moves.iter().zip(found).enumerate() {
+        measured.improve(row * row_len + moved.column, found);
+    }
+}
+
+/// Perturbs all rows by the moves of each job, on workers with siblings of `block`, and hands the differences to `write`.
+fn deal_out_moves<T: Element>(
     block: &Block<'_, T>,
-    jobs: &[(usize, &[f64])],
-    write: &(dyn Fn(usize, &[Difference]) + Sync),
+    jobs: usize,
+    moves: &(dyn Fn(usize) -> Vec<Move> + Sync),
+    write: &(dyn Fn(usize, &[Move], &[Difference]) + Sync),
 ) -> Result<(), CheckError> {
     deal_out(
-        jobs,
+        &(0..jobs).collect::<Vec<_>>(),
         1,
         || Ok(block.sibling()),
         |block, jobs| {
-            jobs.iter().try_for_each(|&(column, steps)| {
-                block.differences(column, steps)?;
-                write(column, &block.found);
+            jobs.iter().try_for_each(|&job| {
+                let moves = moves(job);
+                block.differences(&moves)?;
+                write(job, &moves, &block.found);
                 Ok(())
             })
         },
@@ -216,7 +243,8 @@ struct Pilots {
     row_len: usize,
     scales: Vec<f64>,
     steps: Vec<f64>,
-    relative: Vec<Vec<f64>>,
+    /// What was found of each row.
+    found: Vec<Vec<Difference>>,
 }
 
 impl Pilots {
@@ -229,8 +257,8 @@ impl Pilots {
         };
         let scales: Vec<f64> = block.original().chunks(row_len).map(scale).collect();
         let steps = scales.iter().map(|scale| nearest_power_of_two(pilot_step::<T>() * scale)).collect();
-        let relative = vec![Vec::new(); scales.len()];
-        Self { row_len, scales, steps, relative }
+        let found = vec![Vec::new(); scales.len()];
+        Self { row_len, scales, steps, found }
     }
 
     /// How far the elements of each row may be moved.
@@ -245,22 +273,42 @@ impl Pilots {
     }
 
     fn add(&mut self, found: &[Difference]) {
-        for ((relative, found), scale) in self.relative.iter_mut().zip(found).zip(&self.scales) {
-            let step = balanced(found.step, found.sigma, found.truncation) / scale;
-            if step.is_normal() {
-                relative.push(step);
-            }
-        }
+        self.found.iter_mut().zip(found).for_each(|(row, found)| row.push(*found));
     }
 
-    /// The steps. One that is too great costs truncation, as its square: so rather a small one of those asked for.
-    fn balanced(self) -> Vec<f64> {
-        let steps = self.relative.into_iter().zip(self.scales).zip(self.steps);
-        steps
-            .map(|((mut relative, scale), pilot)| {
-                relative.sort_by(f64::total_cmp);
-                relative.get(relative.len() / 3).map_or(pilot, |relative| nearest_power_of_two(relative * scale))
-            })
-            .collect()
+    /// The steps: balanced, but where the noise is then above the tolerance rather longer. All components of the row would
+    /// be looked at twice.
+    fn sharp_enough(self, tolerance: Tolerance) -> Vec<f64> {
+        let reaches = self.reaches();
+        let rows = self.found.iter().zip(&self.scales).zip(&self.steps).zip(reaches);
+        rows.map(|(((found, scale), &pilot), reach)| {
+            let mut steps: Vec<f64> = found
+                .iter()
+                .map(|found| balanced(found.step, found.sigma, found.truncation) / scale)
+                .filter(|step| step.is_normal())
+                .collect();
+            steps.sort_by(f64::total_cmp);
+            // One that is too great costs truncation, as its square: so rather a small one of those asked for.
+            let Some(step) = steps.get(steps.len() / 3) else { return pilot };
+            let step = nearest_power_of_two(step * scale);
+            let size = rms(&found.iter().map(|found| found.numeric).collect::<Vec<_>>());
+            quieter(step, found, SHARE * tolerance.at(size), reach)
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_of_retries_takes_one_of_each_row() {
+        let of = |columns: &[usize]| columns.iter().map(|&column| Move { column, step: 0.5 }).collect();
+        let retries = Retries { rows: vec![of(&[7, 2]), of(&[]), of(&[3])] };
+        let rounds: Vec<Vec<(usize, f64)>> =
+            retries.rounds().map(|round| round.iter().map(|moved| (moved.column, moved.step)).collect()).collect();
+        assert_eq!(rounds, [[(7, 0.5), (0, 0.0), (3, 0.5)], [(2, 0.5), (0, 0.0), (0, 0.0)]]);
+        assert_eq!(Retries::default().rounds().len(), 0);
     }
 }

@@ -130,12 +130,14 @@ mod measured;
 mod noise;
 mod operation;
 mod patterns;
+mod placed;
 mod power;
 mod problem;
 mod progress;
 mod report;
 mod run;
 mod session;
+mod stack;
 mod step;
 #[cfg(feature = "cli")]
 mod svg;

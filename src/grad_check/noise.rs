@@ -170,6 +170,7 @@ fn sample_block<T: Element>(
     let width = problem.width();
     let len = rows.len() * width;
     let mut sums = vec![RowSums::default(); rows.len()];
+    let numbers: Vec<usize> = rows.clone().collect();
     let given: Vec<_> = problem.rows_of_inputs(rows).collect();
     let mut moved: Vec<Option<Vec<T>>> = given
         .iter()
@@ -189,7 +190,7 @@ fn sample_block<T: Element>(
             let inputs: Vec<&[T]> =
                 moved.iter().zip(&given).map(|(moved, given)| moved.as_deref().unwrap_or(given)).collect();
             problem.count(rows.len())?;
-            problem.forward_rows(rows.clone(), &inputs, y, || None)
+            problem.forward_rows(&numbers, &inputs, y, || None)
         };
         let error = match twin {
             None => {
@@ -212,7 +213,7 @@ fn sample_block<T: Element>(
                 let mut expected = vec![f64::NAN; len];
                 let mut able = true;
                 caught(|| {
-                    let outcome = twin.forward_rows(rows.clone(), &exact, &mut expected);
+                    let outcome = twin.forward_rows(&numbers, &exact, &mut expected);
                     able = outcome.is_some();
                     outcome.unwrap_or(Ok(()))
                 })

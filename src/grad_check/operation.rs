@@ -1,9 +1,7 @@
 //! What the checker knows of an operation: how to run it forward and backward, and what it claims about its rows.
 
-use std::error::Error;
-use std::ops::Range;
-
 use ndarray::ArrayD;
+use std::error::Error;
 
 use crate::Element;
 
@@ -72,12 +70,14 @@ pub trait Operation<T: Element>: Sync {
     /// Whatever the operation refuses; the check then ends with [`CheckError::Refused`](super::CheckError::Refused).
     fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &mut [ArrayD<T>]) -> Outcome;
 
-    /// Computes a block of consecutive rows of the output, with the same bits as [`forward`](Self::forward).
+    /// Computes some rows of the output, with the same bits as [`forward`](Self::forward).
     ///
-    /// Of an input declared [`Locality::Rows`] the slice holds the elements of `rows` alone, of any other the whole
-    /// input; `output` holds the elements of `rows`. An operation that answers with `Some` is checked far faster: a
-    /// block stays in cache while all of its columns are perturbed in turn. By default `None`: it cannot be run so.
-    fn forward_rows(&self, rows: Range<usize>, inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
+    /// `rows` has the number of each of them in the whole output, for an operation that treats its rows differently. Of
+    /// an input declared [`Locality::Rows`] the slice holds those rows alone, one after the other, of any other the whole
+    /// input; `output` has room for those rows. A number may come several times, each time with other elements: a call
+    /// takes a few rows perturbed in different ways. An operation that answers with `Some` is checked far faster: some
+    /// rows stay in cache while all of their columns are perturbed in turn. By default `None`: it cannot be run so.
+    fn forward_rows(&self, rows: &[usize], inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
         let _ = (rows, inputs, output);
         None
     }

@@ -12,6 +12,9 @@ use super::operation::{Input, Locality, Operation, Outcome};
 use super::progress::Progress;
 use crate::Element;
 
+/// Pairs of perturbed copies of a block of rows that one call takes: those of a step and of its double.
+pub(super) const PAIRS: usize = 2;
+
 /// What every mode works on. Past its constructor no shape can be wrong.
 pub(super) struct Problem<'a, T: Element> {
     pub(super) operation: &'a dyn Operation<T>,
@@ -124,16 +127,16 @@ impl<'a, T: Element> Problem<'a, T> {
         })
     }
 
-    /// Runs a block of rows forward, which the caller has [counted](Self::count); the operation must be able to.
+    /// Runs rows of these numbers forward, which the caller has [counted](Self::count); the operation must be able to.
     pub(super) fn forward_rows(
         &self,
-        rows: Range<usize>,
+        rows: &[usize],
         inputs: &[&[T]],
         output: &mut [T],
         probe: impl FnOnce() -> Option<Probe>,
     ) -> Result<(), CheckError> {
         let unable = || Err(format!("{} cannot be run on rows {rows:?}", self.name).into());
-        caught(|| self.operation.forward_rows(rows.clone(), inputs, output).unwrap_or_else(unable))
+        caught(|| self.operation.forward_rows(rows, inputs, output).unwrap_or_else(unable))
             .map_err(|failure| failure.at(Call { stage: Stage::Forward, probe: probe() }))
     }
 
@@ -146,7 +149,7 @@ impl<'a, T: Element> Problem<'a, T> {
         let inputs: Vec<_> = self.rows_of_inputs(&(0..1)).collect();
         let mut able = true;
         caught(|| {
-            self.operation.forward_rows(0..1, &inputs, &mut output).unwrap_or_else(|| {
+            self.operation.forward_rows(&[0], &inputs, &mut output).unwrap_or_else(|| {
                 able = false;
                 Ok(())
             })
@@ -155,23 +158,30 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(able)
     }
 
-    /// Rows in a block: as many as stay in a core's own cache with two outputs and the upstream gradient, and so few
-    /// that there is work for some threads, but enough to be worth a call. It depends on the shape alone.
+    /// Rows in a block: so many that all copies that a call takes of them stay in a core's own cache with their output,
+    /// and so few that there is work for some threads, but enough to be worth a call. It depends on the shapes alone.
     pub(super) fn block_rows(&self) -> usize {
-        /// Bytes of one of the four arrays: together they stay in a small second-level cache.
-        const BYTES: usize = 1 << 15;
         /// Blocks that a small input is cut into.
         const BLOCKS: usize = 16;
         /// Elements that are worth a call.
         const WORTH: usize = 1 << 12;
-        /// Operations like to take several rows together: a block has a multiple of as many, where they are short.
-        const TOGETHER: usize = 8;
-        let width = self.width();
-        let few = self.rows.div_ceil(BLOCKS).max(WORTH.div_ceil(width));
-        let rows = (BYTES / (width * size_of::<T>())).clamp(1, few);
-        // The nearest multiple.
-        let rows = if rows < TOGETHER / 2 { rows } else { ((rows + TOGETHER / 2 - 1) / TOGETHER).max(1) * TOGETHER };
-        rows.min(self.rows.max(1))
+        let worth = WORTH.div_ceil(2 * PAIRS * self.width());
+        let few = self.rows.div_ceil(BLOCKS).max(worth);
+        (self.stacked_rows() / (2 * PAIRS)).clamp(1, few).min(self.rows.max(1))
+    }
+
+    /// Pairs of copies of a block that a call takes.
+    pub(super) fn pairs_of_copies(&self) -> usize {
+        if self.stacked_rows() < 2 * PAIRS { 1 } else { PAIRS }
+    }
+
+    /// How many rows a call takes: so many that they and their output stay in a small second-level cache.
+    fn stacked_rows(&self) -> usize {
+        /// Bytes of the rows of an input, and of the output. LayerNorm would share a call of more out to threads.
+        const BYTES: usize = 48 << 10;
+        let inputs = self.declared.iter().filter(|declared| matches!(declared.locality, Locality::Rows(_)));
+        let longest = inputs.map(Input::row_len).max().unwrap_or(1).max(self.width());
+        BYTES / (longest * size_of::<T>())
     }
 
     /// All blocks of rows, in order.

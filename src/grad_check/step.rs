@@ -1,5 +1,6 @@
 //! The step of a difference: given, or balanced between noise and truncation.
 
+use super::exhaustive::Difference;
 use crate::Element;
 
 /// How the step is chosen.
@@ -14,8 +15,8 @@ pub enum Step {
 }
 
 /// The share of a row's scale up to which two steps tell the truncation: out there the fourth power of the step is below a
-/// hundredth of its square, in the units in which the derivatives of a row are alike.
-pub(super) const NEAR: f64 = 0.1;
+/// sixtieth of its square, in the units in which the derivatives of a row are alike.
+pub(super) const NEAR: f64 = 0.125;
 
 /// The truncation error of `D(h)`, from it and from `D(2h)`; beyond [`NEAR`] from `D(4h)` too.
 ///
@@ -55,6 +56,19 @@ pub(super) fn sharper(step: f64, sigma: f64, truncation: f64, reach: Reach) -> f
     let sharper =
         nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step });
     sharper.min(reach.farthest)
+}
+
+/// A step that is long enough for the noise of a difference to stay below `floor`, as [`sharper`] would choose it later;
+/// `step` where that is so already, or where truncation was seen.
+pub(super) fn quieter(step: f64, found: &[Difference], floor: f64, reach: Reach) -> f64 {
+    let noise = |found: &Difference| 6.0 * found.sigma * found.step;
+    let noise = found.iter().map(noise).fold(0.0, f64::max);
+    let is_seen = |found: &Difference| found.truncation > 2.0 * found.sigma;
+    let mut quieter = step;
+    while noise > floor * quieter && quieter < 8.0 * step && 2.0 * quieter <= reach.farthest {
+        quieter *= 2.0;
+    }
+    if found.iter().any(is_seen) { step } else { quieter }
 }
 
 /// How far an element of a row may be moved.
@@ -117,7 +131,22 @@ mod tests {
         assert_eq!(sharper(0.0625, 1e-6, 0.0, short), 0.25);
         assert_eq!(sharper(0.0625, 1e-6, 0.0, long), 0.5);
         assert_eq!(sharper(0.5, 1e-6, 0.0, long), 4.0);
-        assert!(long.is_far(0.125) && !long.is_far(0.0625));
+        assert!(long.is_far(0.25) && !long.is_far(0.125));
+    }
+
+    #[test]
+    fn a_step_is_longer_where_its_noise_would_be_above_the_tolerance() {
+        let found = |truncation: f64| Difference { numeric: 1.0, sigma: 1e-3, truncation, step: 0.0625 };
+        let reach = Reach::of_row(1.0, 1024);
+        let from_unseen = |floor: f64, reach: Reach| quieter(0.0625, &[found(0.0), found(1e-4)], floor, reach);
+        assert_eq!(from_unseen(7e-3, reach), 0.0625);
+        assert_eq!(from_unseen(5e-3, reach), 0.125);
+        assert_eq!(from_unseen(2e-3, reach), 0.25);
+        // No longer than eight times as long, than a row reaches, and than truncation lets it.
+        assert_eq!(from_unseen(1e-9, reach), 0.5);
+        assert_eq!(from_unseen(1e-9, Reach::of_row(1.0, 4)), 0.25);
+        assert_eq!(quieter(0.0625, &[found(0.0), found(3e-3)], 1e-9, reach), 0.0625);
+        assert_eq!(quieter(0.0625, &[], 1e-9, reach), 0.0625);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! A plain LayerNorm, one row after the other, and the bugs that are planted into its backward.
 
-use std::ops::Range;
-
 use ndarray::{ArrayD, IxDyn};
 
 use llm_operator::Element;
@@ -194,7 +192,7 @@ impl<T: Element> Operation<T> for LayerNorm {
         Ok(())
     }
 
-    fn forward_rows(&self, rows: Range<usize>, inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
+    fn forward_rows(&self, rows: &[usize], inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
         if self.leaking_row.is_some() {
             return None;
         }

@@ -3,7 +3,6 @@
 use llm_operator::grad_check::{Input, Operation, Outcome};
 use llm_operator::{Element, LayerNormOperation};
 use ndarray::ArrayD;
-use std::ops::Range;
 
 /// What `spoil` makes of the gradients of `right`. It names no identities: the differences have to see it.
 pub(crate) struct Spoiled<S> {
@@ -34,7 +33,7 @@ impl<T: Element, S: Fn(&mut [ArrayD<T>]) + Sync> Operation<T> for Spoiled<S> {
         Ok(())
     }
 
-    fn forward_rows(&self, rows: Range<usize>, inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
+    fn forward_rows(&self, rows: &[usize], inputs: &[&[T]], output: &mut [T]) -> Option<Outcome> {
         self.right.forward_rows(rows, inputs, output)
     }
 }

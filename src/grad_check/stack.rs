@@ -1,0 +1,59 @@
+//! Copies of a block of rows, one after the other: a call of the operation takes the rows of all of them, each copy
+//! perturbed in its own way.
+
+use std::ops::Range;
+
+use super::error::{CheckError, Probe};
+use super::operation::Locality;
+use super::placed::Placed;
+use super::problem::Problem;
+use crate::Element;
+
+/// The copies; of inputs that are not declared in rows there are none.
+pub(super) struct Stack<T> {
+    /// The numbers of the rows of all copies.
+    numbers: Vec<usize>,
+    inputs: Vec<Option<Placed<T>>>,
+}
+
+impl<T: Element> Stack<T> {
+    pub(super) fn new(problem: &Problem<'_, T>, rows: &Range<usize>, copies: usize) -> Self {
+        let numbers = std::iter::repeat_n(rows.clone(), copies).flatten().collect();
+        let inputs = problem.rows_of_inputs(rows).zip(&problem.declared);
+        let inputs = inputs
+            .map(|(rows, declared)| {
+                matches!(declared.locality, Locality::Rows(_)).then(|| {
+                    let elements = rows.repeat(copies);
+                    Placed::new(elements.iter().copied(), T::ZERO, 0)
+                })
+            })
+            .collect();
+        Self { numbers, inputs }
+    }
+
+    /// The rows of input `k`, which is declared in rows, in all copies.
+    pub(super) fn rows_mut(&mut self, k: usize) -> &mut [T] {
+        self.inputs[k].as_deref_mut().unwrap_or_default()
+    }
+
+    /// Runs the first `rows` rows of the copies forward, which the caller has [counted](Problem::count); the operation
+    /// must be able to.
+    pub(super) fn forward(
+        &self,
+        problem: &Problem<'_, T>,
+        rows: usize,
+        output: &mut [T],
+        probe: impl FnOnce() -> Option<Probe>,
+    ) -> Result<(), CheckError> {
+        let inputs: Vec<&[T]> = self
+            .inputs
+            .iter()
+            .enumerate()
+            .map(|(k, copies)| match copies {
+                Some(copies) => &copies[..rows * (copies.len() / self.numbers.len())],
+                None => problem.input(k),
+            })
+            .collect();
+        problem.forward_rows(&self.numbers[..rows], &inputs, output, probe)
+    }
+}
