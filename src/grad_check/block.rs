@@ -44,13 +44,13 @@ pub(super) struct Move {
 /// Copies of what is perturbed, and their outputs.
 enum Buffers<T> {
     /// The rows alone, in pairs of copies: those of a pair are moved up in the first and down in the second.
-    Rows { stack: Stack<T>, output: Placed<T>, dy: Placed<T> },
+    Rows { stack: Stack<T>, output: Placed<T> },
     /// All inputs, moved up for one output and down for the other.
     Everything { inputs: Vec<ArrayD<T>>, plus: ArrayD<T>, minus: ArrayD<T> },
 }
 
-/// Where the outputs and the upstream gradient lie from a page, in bytes; the copies of the rows lie at its start.
-const PHASES: [usize; 2] = [2048, 1024];
+/// Where the outputs lie from a page, in bytes; the copies of the rows lie at its start.
+const PHASE: usize = 2048;
 
 /// The multiples of a step by which a column is moved: the third where the step is large.
 const MULTIPLES: [f64; 3] = [1.0, 2.0, 4.0];
@@ -68,12 +68,9 @@ impl<'p, T: Element> Block<'p, T> {
         rows: Range<usize>,
     ) -> Result<Self, CheckError> {
         let copies = 2 * problem.pairs_of_copies();
-        let width = problem.width();
-        let nan = T::from_f64(f64::NAN);
-        let output = Placed::new(std::iter::repeat_n(nan, copies * rows.len() * width), T::ZERO, PHASES[0]);
-        let dy = &problem.dy()[rows.start * width..rows.end * width];
-        let dy = Placed::new(dy.iter().copied(), T::ZERO, PHASES[1]);
-        let buffers = Buffers::Rows { stack: Stack::new(problem, &rows, copies), output, dy };
+        let len = copies * rows.len() * problem.width();
+        let output = Placed::new(len, std::iter::repeat(T::from_f64(f64::NAN)), PHASE);
+        let buffers = Buffers::Rows { stack: Stack::new(problem, &rows, copies), output };
         Self::new(problem, noise, k, rows, buffers)
     }
 
@@ -244,7 +241,7 @@ impl<'p, T: Element> Block<'p, T> {
             }
         };
         match &mut self.buffers {
-            Buffers::Rows { stack, output, dy } => {
+            Buffers::Rows { stack, output } => {
                 let mut copies = stack.rows_mut(k).chunks_exact_mut(rows * row_len);
                 for (multiple, widths) in MULTIPLES[multiples.clone()].iter().zip(widths.chunks_exact_mut(rows)) {
                     for (factor, copy) in [*multiple, -multiple].into_iter().zip(&mut copies) {
@@ -299,7 +296,7 @@ impl<'p, T: Element> Block<'p, T> {
         self.count(1)?;
         let (problem, rows) = (self.problem, self.rows());
         match &mut self.buffers {
-            Buffers::Rows { stack, output, .. } => {
+            Buffers::Rows { stack, output } => {
                 let output = &mut output[..rows * problem.width()];
                 stack.forward(problem, rows, output, || None)?;
                 Ok(output)

@@ -112,9 +112,10 @@ impl Call {
 pub struct Probe {
     /// The input's name.
     pub input: String,
-    /// The component's index; where a whole column of rows was perturbed, the column alone.
+    /// The component's index; where a whole column of rows was perturbed, the column alone, and nothing where each row was
+    /// perturbed in a column of its own.
     pub index: Vec<usize>,
-    /// What was added to it.
+    /// What was added to it; of a call that takes several perturbed copies, the greatest.
     pub step: f64,
 }
 

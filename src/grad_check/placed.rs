@@ -2,6 +2,8 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::Element;
+
 const PAGE: usize = 4096;
 
 /// An array whose first element lies at a multiple of a page plus some bytes.
@@ -15,11 +17,10 @@ pub(super) struct Placed<T> {
     len: usize,
 }
 
-impl<T: Copy> Placed<T> {
-    /// `bytes` behind a page, which is a multiple of the element's size.
-    pub(super) fn new(elements: impl ExactSizeIterator<Item = T>, filler: T, bytes: usize) -> Self {
-        let len = elements.len();
-        let buffer = vec![filler; len + (PAGE + bytes) / size_of::<T>()];
+impl<T: Element> Placed<T> {
+    /// The first `len` of `elements`, `bytes` behind a page: a multiple of an element's size.
+    pub(super) fn new(len: usize, elements: impl Iterator<Item = T>, bytes: usize) -> Self {
+        let buffer = vec![T::ZERO; len + (PAGE + bytes) / size_of::<T>()];
         let address = buffer.as_ptr().addr();
         let start = (address.next_multiple_of(PAGE) - address + bytes) / size_of::<T>();
         let mut placed = Self { buffer, start, len };
@@ -49,12 +50,12 @@ mod tests {
     #[test]
     fn an_array_lies_where_it_was_asked_to() {
         for (len, bytes) in [(0, 0), (1, 1024), (5000, 2048)] {
-            let mut placed = Placed::new((0..len).map(|element| element as f32), -1.0, bytes);
+            let mut placed = Placed::new(len, (0..).map(|element| element as f32), bytes);
             assert_eq!(placed.as_ptr().addr() % PAGE, bytes);
             assert!(placed.len() == len && placed.iter().enumerate().all(|(element, &value)| value == element as f32));
             placed.fill(3.0);
             let outside = placed.buffer[..placed.start].iter().chain(&placed.buffer[placed.start + len..]);
-            assert!(outside.clone().all(|value| *value == -1.0));
+            assert!(outside.clone().all(|value| *value == 0.0));
         }
     }
 }

@@ -22,10 +22,9 @@ impl<T: Element> Stack<T> {
         let inputs = problem.rows_of_inputs(rows).zip(&problem.declared);
         let inputs = inputs
             .map(|(rows, declared)| {
-                matches!(declared.locality, Locality::Rows(_)).then(|| {
-                    let elements = rows.repeat(copies);
-                    Placed::new(elements.iter().copied(), T::ZERO, 0)
-                })
+                let elements = std::iter::repeat_n(rows, copies).flatten().copied();
+                let is_in_rows = matches!(declared.locality, Locality::Rows(_));
+                is_in_rows.then(|| Placed::new(copies * rows.len(), elements, 0))
             })
             .collect();
         Self { numbers, inputs }
