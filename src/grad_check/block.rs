@@ -202,14 +202,18 @@ impl<'p, T: Element> Block<'p, T> {
         self.put_back(moves);
         let rows = self.rows();
         for (row, &Move { step, .. }) in moves.iter().enumerate() {
-            let [numeric, wide, widest] = [0, 1, 2]
-                .map(|multiple| quotient(self.changes[multiple * rows + row], self.widths[multiple * rows + row]));
+            let quotient = |multiple: usize| {
+                let (change, width) = (self.changes[multiple * rows + row], self.widths[multiple * rows + row]);
+                // There is no slope over a width of nothing.
+                if width > 0.0 { change / width } else { f64::NAN }
+            };
             let width = self.widths[row];
             self.found[row] = if width == 0.0 {
                 Difference::without_step(step)
             } else {
-                let widest = is_far(row, &self.reaches).then_some(widest);
-                let truncation = truncation(numeric, wide, widest);
+                let numeric = quotient(0);
+                let widest = is_far(row, &self.reaches).then(|| quotient(2));
+                let truncation = truncation(numeric, quotient(1), widest);
                 Difference { numeric, sigma: self.sigma(row, 0.5 * width), truncation, step }
             };
         }
@@ -307,9 +311,4 @@ impl<'p, T: Element> Block<'p, T> {
             }
         }
     }
-}
-
-/// The slope over a difference; none over a width of nothing.
-fn quotient(change: f64, width: f64) -> f64 {
-    if width > 0.0 { change / width } else { f64::NAN }
 }

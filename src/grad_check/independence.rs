@@ -59,12 +59,10 @@ fn is_filled(number: usize, (bit, set): (u32, bool)) -> bool {
 fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
     let mut inputs = problem.inputs.to_vec();
     let mut dy = problem.upstream.clone().into_owned();
-    let bits = |inputs: &[ArrayD<T>], dy: &ArrayD<T>, looked_at: &(dyn Fn(usize) -> bool + Sync)| {
-        let of_output = {
-            let mut y = problem.poisoned_output();
-            problem.forward(inputs, &mut y, || None)?;
-            bits_of_rows(y.as_slice().unwrap_or_default(), problem.width(), looked_at)
-        };
+    let mut y = problem.poisoned_output();
+    let mut bits = |inputs: &[ArrayD<T>], dy: &ArrayD<T>, looked_at: &(dyn Fn(usize) -> bool + Sync)| {
+        problem.forward(inputs, &mut y, || None)?;
+        let of_output = bits_of_rows(y.as_slice().unwrap_or_default(), problem.width(), looked_at);
         let gradients = if backward { problem.backward(inputs, dy)? } else { Vec::new() };
         Ok::<_, CheckError>([of_output, gradient_bits(problem, &gradients, looked_at)])
     };
@@ -143,9 +141,11 @@ fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, pass:
         if is_filled(row, pass) {
             let next = if row + 1 < rows { row + 1 } else { 0 };
             let next = &original[next * row_len..][..row_len];
+            // Two runs, not one chain of both, which would be gone through element by element.
             let (first, others) = next.split_at(1);
-            for (value, next) in target.iter_mut().zip(others.iter().chain(first)) {
-                *value = T::from_f64(0.9375 * next.to_f64());
+            let (front, back) = target.split_at_mut(others.len());
+            for (target, next) in [(front, others), (back, first)] {
+                target.iter_mut().zip(next).for_each(|(value, next)| *value = T::from_f64(0.9375 * next.to_f64()));
             }
         } else {
             target.copy_from_slice(&original[row * row_len..][..row_len]);
