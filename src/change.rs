@@ -96,7 +96,10 @@ fn of_pairs<T: Element, I: Isa, const PAIRS: usize>(
             let mut registers = [T::Lanes::splat(isa, T::ZERO); BATCH];
             for (i, _) in near.iter().enumerate().filter(|(_, near)| **near) {
                 let run = row(i).start + start..row(i).end.min(row(i).start + start + RUN * T::LANES);
-                let sums = in_type(isa, pairs.map(|pair| pair.map(|all| &all[run.clone()])), &dy[run.clone()]);
+                // `map` of an array would be a call of its own here.
+                let mut parts = pairs;
+                parts.as_flattened_mut().iter_mut().for_each(|part| *part = &part[run.clone()]);
+                let sums = in_type(isa, parts, &dy[run]);
                 registers[i * PAIRS..][..PAIRS].copy_from_slice(&sums);
             }
             total = total + T::Lanes::sums(isa, &registers);
@@ -123,7 +126,10 @@ fn in_type<T: Element, I: Isa, const PAIRS: usize>(
     let load_tail = |tail: &[T]| T::Lanes::load_tail(isa, tail, zero);
     let (dy, dy_tail) = T::chunks(dy);
     // As many chunks as dy has: the bounds of the loop are then those of all slices.
-    let chunks = pairs.map(|pair| pair.map(|side| &T::chunks(side).0[..dy.len()]));
+    let mut chunks = [[dy; 2]; PAIRS];
+    for (chunks, side) in chunks.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+        *chunks = &T::chunks(side).0[..dy.len()];
+    }
     let mut sums = [[zero; CHAINS]; PAIRS];
     let whole = dy.len() / CHAINS * CHAINS;
     for at in (0..whole).step_by(CHAINS) {
