@@ -211,7 +211,8 @@ impl Retries {
 
 /// Takes over what is sharper than what is known.
 fn improve(measured: &mut MeasuredRows<'_>, row_len: usize, moves: &[Move], found: &[Difference]) {
-    for (row, (moved, found)) in moves.iter().zip(found).enumerate() {
+    // A row that was left alone has learned nothing.
+    for (row, (moved, found)) in moves.iter().zip(found).enumerate().filter(|(_, (moved, _))| moved.step != 0.0) {
         measured.improve(row * row_len + moved.column, found);
     }
 }
