@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::error::{CheckError, Stage};
 use super::operation::Locality;
 use super::problem::{Problem, caught};
+use super::stack::Stack;
 use super::{Call, Operation};
 use crate::Element;
 use crate::numpy_random::default_rng;
@@ -170,27 +171,20 @@ fn sample_block<T: Element>(
     let width = problem.width();
     let len = rows.len() * width;
     let mut sums = vec![RowSums::default(); rows.len()];
-    let numbers: Vec<usize> = rows.clone().collect();
     let given: Vec<_> = problem.rows_of_inputs(rows).collect();
-    let mut moved: Vec<Option<Vec<T>>> = given
-        .iter()
-        .zip(&problem.declared)
-        .map(|(input, declared)| matches!(declared.locality, Locality::Rows(_)).then(|| input.to_vec()))
-        .collect();
+    let mut moved = Stack::new(problem, rows, 1);
     let nan = T::from_f64(f64::NAN);
     let (mut first, mut output) = (vec![nan; len], vec![nan; len]);
     let dy = &problem.dy()[rows.start * width..rows.end * width];
     for repeat in 0..repeats {
         let mut forward = |position: usize, y: &mut [T]| {
-            for (k, input) in moved.iter_mut().enumerate() {
-                if let Some(input) = input {
-                    Jitter::new(repeat, k, rows.start).write(position, given[k], input);
+            for (k, declared) in problem.declared.iter().enumerate() {
+                if let Locality::Rows(_) = declared.locality {
+                    Jitter::new(repeat, k, rows.start).write(position, given[k], moved.rows_mut(k));
                 }
             }
-            let inputs: Vec<&[T]> =
-                moved.iter().zip(&given).map(|(moved, given)| moved.as_deref().unwrap_or(given)).collect();
             problem.count(rows.len())?;
-            problem.forward_rows(&numbers, &inputs, y, || None)
+            moved.forward(problem, rows.len(), y, || None)
         };
         let error = match twin {
             None => {
@@ -204,16 +198,14 @@ fn sample_block<T: Element>(
             }
             Some(twin) => {
                 forward(0, &mut first)?;
-                let exact: Vec<Vec<f64>> = moved
-                    .iter()
-                    .zip(&given)
-                    .map(|(moved, given)| moved.as_deref().unwrap_or(given).iter().map(|x| x.to_f64()).collect())
-                    .collect();
+                let inputs = moved.inputs(problem, rows.len());
+                let exact: Vec<Vec<f64>> =
+                    inputs.iter().map(|input| input.iter().map(|x| x.to_f64()).collect()).collect();
                 let exact: Vec<&[f64]> = exact.iter().map(|input| &input[..]).collect();
                 let mut expected = vec![f64::NAN; len];
                 let mut able = true;
                 caught(|| {
-                    let outcome = twin.forward_rows(&numbers, &exact, &mut expected);
+                    let outcome = twin.forward_rows(moved.numbers(), &exact, &mut expected);
                     able = outcome.is_some();
                     outcome.unwrap_or(Ok(()))
                 })

@@ -44,15 +44,20 @@ impl<T: Element> Stack<T> {
         output: &mut [T],
         probe: impl FnOnce() -> Option<Probe>,
     ) -> Result<(), CheckError> {
-        let inputs: Vec<&[T]> = self
-            .inputs
-            .iter()
-            .enumerate()
-            .map(|(k, copies)| match copies {
-                Some(copies) => &copies[..rows * (copies.len() / self.numbers.len())],
-                None => problem.input(k),
-            })
-            .collect();
-        problem.forward_rows(&self.numbers[..rows], &inputs, output, probe)
+        problem.forward_rows(&self.numbers[..rows], &self.inputs(problem, rows), output, probe)
+    }
+
+    /// The numbers of the rows of all copies.
+    pub(super) fn numbers(&self) -> &[usize] {
+        &self.numbers
+    }
+
+    /// What a call of the first `rows` rows of the copies is given.
+    pub(super) fn inputs<'s>(&'s self, problem: &'s Problem<'_, T>, rows: usize) -> Vec<&'s [T]> {
+        let inputs = self.inputs.iter().enumerate().map(|(k, copies)| match copies {
+            Some(copies) => &copies[..rows * (copies.len() / self.numbers.len())],
+            None => problem.input(k),
+        });
+        inputs.collect()
     }
 }
