@@ -231,8 +231,9 @@ impl<'p, T: Element> Block<'p, T> {
         let probe = |factor: f64| {
             move || {
                 let step = factor * moves.iter().fold(0.0, |greatest: f64, moved| greatest.max(moved.step));
-                let column = moves.first().map(|first| first.column);
-                let is_common = moves.iter().all(|moved| Some(moved.column) == column);
+                let mut columns = moves.iter().filter(|moved| moved.step != 0.0).map(|moved| moved.column);
+                let column = columns.next();
+                let is_common = columns.all(|other| Some(other) == column);
                 let index = column.filter(|_| is_common).into_iter().collect();
                 Some(Probe { input: problem.declared[k].name.clone(), index, step })
             }

@@ -13,8 +13,8 @@
 //!
 //! with the points as they are stored. Its rounding noise has the deviation `sigma_i = kappa u sqrt(sum (G_j y_j)^2) /
 //! (sqrt(2) h)`, summed over the outputs that depend on `x_i`, where `u` is the unit roundoff and `kappa` is measured
-//! on the forward itself; its truncation error is about `T_i = |D_i(2h) - D_i(h)| / 3`, and where the step is beyond a
-//! tenth of the row's deviation, `D_i(4h)` is looked at too. An error below `floor_i = 6 sigma_i + 2 T_i` cannot be seen, an error below `tol_i = atol + rtol max(|a_i|, |D_i|, rms of the row)` is accepted,
+//! on the forward itself; its truncation error is about `T_i = |D_i(2h) - D_i(h)| / 3`, and where the step is beyond an
+//! eighth of the row's deviation, `D_i(4h)` is looked at too. An error below `floor_i = 6 sigma_i + 2 T_i` cannot be seen, an error below `tol_i = atol + rtol max(|a_i|, |D_i|, rms of the row)` is accepted,
 //! and each component is
 //!
 //! | verdict | where |

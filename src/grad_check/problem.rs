@@ -177,7 +177,7 @@ impl<'a, T: Element> Problem<'a, T> {
 
     /// How many rows a call takes: so many that they and their output stay in a small second-level cache.
     fn stacked_rows(&self) -> usize {
-        /// Bytes of the rows of an input, and of the output. LayerNorm would share a call of more out to threads.
+        /// Bytes of the rows of an input, and of the output: together below what LayerNorm shares out to threads.
         const BYTES: usize = 48 << 10;
         let inputs = self.declared.iter().filter(|declared| matches!(declared.locality, Locality::Rows(_)));
         let longest = inputs.map(Input::row_len).max().unwrap_or(1).max(self.width());
