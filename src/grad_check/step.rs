@@ -10,7 +10,8 @@ pub enum Step {
     /// This step for every component: the notebook's `eps`.
     Fixed(f64),
     /// For each component `cbrt(3 sigma h / M3)`, where `sigma h` is the noise of the loss and `M3` the third
-    /// derivative that a pilot pair of differences shows; rounded to a power of two, so that adding it is exact.
+    /// derivative that a pilot pair of differences shows; rounded to a power of two, so that adding it is exact. A
+    /// longer one where the noise would be above the tolerance.
     Balanced,
 }
 
@@ -58,14 +59,17 @@ pub(super) fn sharper(step: f64, sigma: f64, truncation: f64, reach: Reach) -> f
     sharper.min(reach.farthest)
 }
 
-/// A step that is long enough for the noise of a difference to stay below `floor`, as [`sharper`] would choose it later;
-/// `step` where that is so already, or where truncation was seen.
+/// A step that is long enough for the noise of a difference to stay below `floor`, or as far as two quotients tell the
+/// truncation; `step` where that is so already, or where truncation was seen.
+///
+/// No longer: what a few columns show of a row says little about the others, whose truncation may vanish at long steps by
+/// chance. One that is still too noisy is looked at again by itself.
 pub(super) fn quieter(step: f64, found: &[Difference], floor: f64, reach: Reach) -> f64 {
     let noise = |found: &Difference| 6.0 * found.sigma * found.step;
     let noise = found.iter().map(noise).fold(0.0, f64::max);
     let is_seen = |found: &Difference| found.truncation > 2.0 * found.sigma;
     let mut quieter = step;
-    while noise > floor * quieter && quieter < 8.0 * step && 2.0 * quieter <= reach.farthest {
+    while noise > floor * quieter && quieter < 8.0 * step && !reach.is_far(2.0 * quieter) {
         quieter *= 2.0;
     }
     if found.iter().any(is_seen) { step } else { quieter }
@@ -136,17 +140,18 @@ mod tests {
 
     #[test]
     fn a_step_is_longer_where_its_noise_would_be_above_the_tolerance() {
-        let found = |truncation: f64| Difference { numeric: 1.0, sigma: 1e-3, truncation, step: 0.0625 };
+        let step = 2.0_f64.powi(-7);
+        let found = |truncation: f64| Difference { numeric: 1.0, sigma: 1e-3, truncation, step };
+        let from_unseen = |floor: f64, reach: Reach| quieter(step, &[found(0.0), found(1e-4)], floor, reach) / step;
         let reach = Reach::of_row(1.0, 1024);
-        let from_unseen = |floor: f64, reach: Reach| quieter(0.0625, &[found(0.0), found(1e-4)], floor, reach);
-        assert_eq!(from_unseen(7e-3, reach), 0.0625);
-        assert_eq!(from_unseen(5e-3, reach), 0.125);
-        assert_eq!(from_unseen(2e-3, reach), 0.25);
-        // No longer than eight times as long, than a row reaches, and than truncation lets it.
-        assert_eq!(from_unseen(1e-9, reach), 0.5);
-        assert_eq!(from_unseen(1e-9, Reach::of_row(1.0, 4)), 0.25);
-        assert_eq!(quieter(0.0625, &[found(0.0), found(3e-3)], 1e-9, reach), 0.0625);
-        assert_eq!(quieter(0.0625, &[], 1e-9, reach), 0.0625);
+        assert_eq!(from_unseen(7e-3, reach), 1.0);
+        assert_eq!(from_unseen(5e-3, reach), 2.0);
+        assert_eq!(from_unseen(2e-3, reach), 4.0);
+        // No longer than eight times as long, than two quotients suffice for, and than truncation lets it.
+        assert_eq!(from_unseen(1e-9, reach), 8.0);
+        assert_eq!(from_unseen(1e-9, Reach::of_row(0.25, 1024)), 4.0);
+        assert_eq!(quieter(step, &[found(0.0), found(3e-3)], 1e-9, reach), step);
+        assert_eq!(quieter(step, &[], 1e-9, reach), step);
     }
 
     #[test]
