@@ -7,7 +7,7 @@ use super::measured::Measured;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::session::Spread;
-use super::step::{Reach, Step, balanced, nearest_power_of_two, row_scale, sharper};
+use super::step::{MOST_GROWTH, Reach, Step, balanced, nearest_power_of_two, row_scale, sharper};
 use super::verdict::Verdict;
 use crate::Element;
 
@@ -107,7 +107,7 @@ impl<T: Element> Batches<'_, T> {
             let Ok(position) = batch.binary_search(&element) else { return };
             let Difference { step: old, sigma, truncation, .. } = found[position];
             let Some(reach) = self.reach(element) else { return };
-            let step = sharper(old, sigma, truncation, reach);
+            let step = sharper(old, sigma, truncation, MOST_GROWTH, reach);
             if component.verdict() == Verdict::Inconclusive && step.is_normal() && step != old {
                 requests.push((position, self.request(element, step)));
             }

@@ -13,7 +13,7 @@ use super::judge::Judge;
 use super::noise::Noise;
 use super::problem::Problem;
 use super::report::Direction;
-use super::step::{NEAR, Reach, Step, sharper, truncation};
+use super::step::{MOST_GROWTH, NEAR, Reach, Step, sharper, truncation};
 use super::verdict::Component;
 use crate::Element;
 use crate::change::change_of_loss;
@@ -85,7 +85,7 @@ impl<'a, T: Element> Directional<'a, T> {
             // One better step at most: a direction has but one number to get right.
             let sigma = best.sigma / step;
             // All elements are moved, each by about a step of its row's scale.
-            step = sharper(step, sigma, best.truncation / step, Reach::of_row(1.0, 1));
+            step = sharper(step, sigma, best.truncation / step, MOST_GROWTH, Reach::of_row(1.0, 1));
             let again = self.at(number, step, judge)?;
             if again.floor < best.floor {
                 best = again;

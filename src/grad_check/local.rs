@@ -18,7 +18,7 @@ use super::judge::{Judge, rms};
 use super::measured::{Measured, MeasuredRows};
 use super::noise::Noise;
 use super::problem::Problem;
-use super::step::{Reach, Step, balanced, nearest_power_of_two, quieter, row_scale, sharper};
+use super::step::{Reach, Step, balanced, growth, nearest_power_of_two, quieter, row_scale, sharper};
 use super::verdict::Tolerance;
 use super::workers::deal_out;
 use crate::Element;
@@ -176,7 +176,8 @@ impl<T: Element> Local<'_, T> {
                 let sigma = block.sigma(row, old);
                 let truncation = (0.5 * (component.floor - 6.0 * sigma)).max(0.0);
                 let Some(reach) = block.reaches.get(row) else { return };
-                let step = sharper(old, sigma, truncation, *reach);
+                let growth = growth(sigma, SHARE * component.tolerance);
+                let step = sharper(old, sigma, truncation, growth, *reach);
                 if step.is_normal() && step != old {
                     rows[row].push(Move { column, step });
                 }

@@ -52,12 +52,21 @@ pub(super) fn balanced(step: f64, sigma: f64, truncation: f64) -> f64 {
 }
 
 /// The step for another look at a difference that was not sharp enough: where truncation cannot be seen, a larger one,
-/// since noise falls with it, as far as a row reaches.
-pub(super) fn sharper(step: f64, sigma: f64, truncation: f64, reach: Reach) -> f64 {
+/// since noise falls with it, `growth` times as long, as far as a row reaches.
+pub(super) fn sharper(step: f64, sigma: f64, truncation: f64, growth: f64, reach: Reach) -> f64 {
+    let unseen = growth * step;
     let sharper =
-        nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { 8.0 * step });
+        nearest_power_of_two(if truncation > 2.0 * sigma { balanced(step, sigma, truncation) } else { unseen });
     sharper.min(reach.farthest)
 }
+
+/// By how much a step grows whose noise is above the tolerance: to what brings it to `floor`, a power of two.
+pub(super) fn growth(sigma: f64, floor: f64) -> f64 {
+    (6.0 * sigma / floor).log2().ceil().exp2().clamp(2.0, MOST_GROWTH)
+}
+
+/// By how much a step grows at once, at most.
+pub(super) const MOST_GROWTH: f64 = 8.0;
 
 /// A step that is long enough for the noise of a difference to stay below `floor`, or as far as two quotients tell the
 /// truncation; `step` where that is so already, or where truncation was seen.
@@ -69,7 +78,7 @@ pub(super) fn quieter(step: f64, found: &[Difference], floor: f64, reach: Reach)
     let noise = found.iter().map(noise).fold(0.0, f64::max);
     let is_seen = |found: &Difference| found.truncation > 2.0 * found.sigma;
     let mut quieter = step;
-    while noise > floor * quieter && quieter < 8.0 * step && !reach.is_far(2.0 * quieter) {
+    while noise > floor * quieter && quieter < MOST_GROWTH * step && !reach.is_far(2.0 * quieter) {
         quieter *= 2.0;
     }
     if found.iter().any(is_seen) { step } else { quieter }
@@ -132,10 +141,18 @@ mod tests {
     #[test]
     fn a_step_that_is_not_sharp_enough_grows_as_far_as_its_row_reaches() {
         let (short, long) = (Reach::of_row(1.0, 4), Reach::of_row(1.0, 1024));
-        assert_eq!(sharper(0.0625, 1e-6, 0.0, short), 0.25);
-        assert_eq!(sharper(0.0625, 1e-6, 0.0, long), 0.5);
-        assert_eq!(sharper(0.5, 1e-6, 0.0, long), 4.0);
+        assert_eq!(sharper(0.0625, 1e-6, 0.0, 8.0, short), 0.25);
+        assert_eq!(sharper(0.0625, 1e-6, 0.0, 8.0, long), 0.5);
+        assert_eq!(sharper(0.5, 1e-6, 0.0, 8.0, long), 4.0);
         assert!(long.is_far(0.25) && !long.is_far(0.125));
+    }
+
+    #[test]
+    fn a_step_grows_by_no_more_than_its_noise_asks_for() {
+        for (sigma, expected) in [(1e-9, 2.0), (1.1, 2.0), (2.0, 2.0), (2.1, 4.0), (4.1, 8.0), (f64::INFINITY, 8.0)] {
+            assert_eq!(growth(sigma / 6.0, 1.0), expected, "{sigma}");
+        }
+        assert_eq!(growth(1.0, 0.0), 8.0);
     }
 
     #[test]

@@ -234,10 +234,10 @@ fn what_a_second_look_can_certify_is_certified_in_every_row() {
         GradCheck::new().mode(Mode::Local).rtol(rtol).run(&operation, std::slice::from_ref(&x), &dy).unwrap()
     };
     let (once, again) = (check(5e-4), check(2e-4));
-    assert!(once.verdict == Verdict::Passed && again.forwards > 2 * once.forwards, "{again}");
-    // Of some even the longest step leaves the noise above this tolerance: 52 here, and 90 if a second look missed its row.
+    assert!(once.verdict == Verdict::Passed && again.forwards > once.forwards, "{again}");
+    // Of some even the longest step leaves the noise above this tolerance: 3 here, and 90 if a second look missed its row.
     let undecided = again.inputs[0].counts.inconclusive;
-    assert!(undecided < 24 * 64 / 20, "{undecided}");
+    assert!(undecided < 10, "{undecided}");
 }
 
 /// Rows whose even columns are straight lines and whose odd ones are not: `sin(2 pi x)`, whose differences over half a
