@@ -59,28 +59,34 @@ pub(super) fn blocks<T: Element>(problem: &Problem<'_, T>) -> Result<Check, Chec
     problem.forward(&problem.inputs, &mut y, || None)?;
     let whole = row_bits(y.as_slice().unwrap_or_default(), width);
     drop(y);
-    // The same copies of a block as in a measurement: a row must not depend on what stands beside it in a call.
+    // As many copies of a block as in a measurement.
     let copies = 2 * problem.pairs_of_copies();
     let outcomes: Vec<Result<Option<String>, CheckError>> = problem
         .blocks()
         .into_par_iter()
         .map(|rows| {
             let canary = T::from_f64(POISONS[1]);
-            let together = copies * rows.len();
-            let mut framed = vec![canary; together * width + 2 * FRAME];
-            let inside = FRAME..framed.len() - FRAME;
-            problem.count(together)?;
-            Stack::new(problem, &rows, copies).forward(problem, together, &mut framed[inside.clone()], || None)?;
-            let outside = framed[..FRAME].iter().chain(&framed[inside.end..]);
-            if outside.clone().any(|value| *value != canary) {
-                return Ok(Some(format!("the block of rows {rows:?} writes beside its output")));
+            // Alone, and behind copies with other values: a row must not depend on what stands beside it in a call, nor be
+            // taken for another of the same number.
+            for copies in [1, copies] {
+                let (together, others) = (copies * rows.len(), (copies - 1) * rows.len());
+                let mut framed = vec![canary; together * width + 2 * FRAME];
+                let inside = FRAME..framed.len() - FRAME;
+                let mut stack = Stack::new(problem, &rows, copies);
+                stack.scale(others, 0.9375);
+                problem.count(together)?;
+                stack.forward(problem, together, &mut framed[inside.clone()], || None)?;
+                let outside = framed[..FRAME].iter().chain(&framed[inside.end..]);
+                if outside.clone().any(|value| *value != canary) {
+                    return Ok(Some(format!("the block of rows {rows:?} writes beside its output")));
+                }
+                let found = row_bits(&framed[inside][others * width..], width);
+                if let Some(row) = found.iter().zip(&whole[rows.clone()]).position(|(a, b)| a != b) {
+                    let row = rows.start + row;
+                    return Ok(Some(format!("row {row} of a block has other bits than in the whole")));
+                }
             }
-            let found = row_bits(&framed[inside], width);
-            let expected = whole[rows.clone()].iter().cycle();
-            let differing = found.iter().zip(expected).position(|(a, b)| a != b);
-            Ok(differing.map(|row| {
-                format!("row {} of a block has other bits than in the whole", rows.start + row % rows.len())
-            }))
+            Ok(None)
         })
         .collect();
     for outcome in outcomes {

@@ -35,6 +35,15 @@ impl<T: Element> Stack<T> {
         self.inputs[k].as_deref_mut().unwrap_or_default()
     }
 
+    /// Multiplies the first `rows` rows of the copies by `factor`.
+    pub(super) fn scale(&mut self, rows: usize, factor: f64) {
+        let len = self.numbers.len();
+        for copies in self.inputs.iter_mut().flatten() {
+            let moved = rows * (copies.len() / len);
+            copies[..moved].iter_mut().for_each(|value| *value = T::from_f64(factor * value.to_f64()));
+        }
+    }
+
     /// Runs the first `rows` rows of the copies forward, which the caller has [counted](Problem::count); the operation
     /// must be able to.
     pub(super) fn forward(
