@@ -3,9 +3,9 @@
 use ndarray::ArrayD;
 
 use super::layer_norm::LayerNorm;
-use llm_operator::LayerNormOperation;
 use llm_operator::grad_check::{Function, GradCheck, Input, Mode, Operation, Outcome, Report, Verdict};
 use llm_operator::numpy_random::default_rng;
+use llm_operator::{Backend, LayerNormOperation};
 
 const MODES: [Mode; 5] = [Mode::Auto, Mode::Exhaustive, Mode::Local, Mode::Directional, Mode::Line];
 
@@ -229,12 +229,12 @@ fn an_operation_is_told_which_rows_a_call_is_of() {
 }
 
 /// Of long rows in `f32` the noise of a balanced step is above the tolerance: the pilots show that, and what they could not
-/// foresee is looked at once more.
+/// foresee is looked at once more. (How noisy they are depends on the backend: the model is the same on every CPU.)
 #[test]
 fn noisy_rows_are_certified_and_hardly_looked_at_twice() {
-    let operation = LayerNormOperation::new(&[48, 1152]);
+    let operation = LayerNormOperation::new(&[4, 1152]).backend(Backend::model());
     let mut rng = default_rng(1000);
-    let [x, dy] = [(); 2].map(|()| rng.random(&[48, 1152]).mapv(|value: f64| value as f32));
+    let [x, dy] = [(); 2].map(|()| rng.random(&[4, 1152]).mapv(|value: f64| value as f32));
     let report = GradCheck::new().mode(Mode::Local).run(&operation, &[x], &dy).unwrap();
     assert_eq!(report.verdict, Verdict::Passed, "{report}");
     // Four for each column, and a little for what is looked at again. It would be ten where most components were.
@@ -244,7 +244,7 @@ fn noisy_rows_are_certified_and_hardly_looked_at_twice() {
 /// A tolerance that the first look hardly reaches: what is looked at once more lies in other columns in each row.
 #[test]
 fn what_a_second_look_can_certify_is_certified_in_every_row() {
-    let operation = LayerNormOperation::new(&[24, 64]);
+    let operation = LayerNormOperation::new(&[24, 64]).backend(Backend::model());
     let mut rng = default_rng(7);
     let [x, dy] = [(); 2].map(|()| rng.random(&[24, 64]).mapv(|value: f64| value as f32));
     let check = |rtol: f64| {
