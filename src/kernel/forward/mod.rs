@@ -8,8 +8,9 @@
 //!   are computed without lanes while the CPU takes the sums of the row after it. On an EPYC 64x768 took 1.2 to 1.35
 //!   times as long in batches of four rows.
 //! - Rows too long for a first-level cache to hold two of them go in tiles of columns; with gamma and beta eight rows to a tile,
-//!   so that those are read once a batch and not once a row. Without, [AMD's CPUs](crate::simd::is_amd) rather take the
-//!   sums of a whole row from memory and then write it.
+//!   so that those are read once a batch and not once a row.
+//! - Without gamma and beta [AMD's CPUs](crate::simd::is_amd) rather take the sums of a whole row from memory and then write it,
+//!   from rows of three kilobytes on.
 //! - Rows so long that several threads share them go in the steps of [`long_rows`].
 
 pub(crate) mod long_rows;
