@@ -16,7 +16,8 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there: the sums of a batch are taken row by row ([`piece`]), and then
+//! - *In blocks*, where x and dy are in cache and gamma is there, and, on [AMD's CPUs](crate::simd::is_amd), where rows with gamma
+//!   are longer than 4 KiB: the sums of a batch are taken row by row ([`piece`]), and then
 //!   its gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]).
 //! - *Fused*, where x and dy come from memory, or without gamma: the gradients of a batch are written in the same loop that
 //!   takes the sums of the next, as in [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A
@@ -97,6 +98,7 @@ impl<T: Element> Kernel for Backward<'_, T> {
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
         let is_far = self.place == Place::Memory;
         let streams = is_far && is_aligned;
+        let is_fused = is_far && !(self.is_amd && Plan::pays_in_blocks::<T>(self.parameters.width));
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
@@ -109,9 +111,11 @@ impl<T: Element> Kernel for Backward<'_, T> {
             (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true, true>(isa),
             (false, _) if is_far => self.all_rows::<I, STORED, PLAIN, true, true>(isa),
             (false, _) => self.all_rows::<I, STORED, PLAIN, true, false>(isa),
-            // From memory the sums cost nothing, so there is no loop without them.
-            (true, _) if streams => self.all_rows::<I, STREAMED, FULL, true, true>(isa),
-            (true, _) if is_far => self.all_rows::<I, STORED, FULL, true, true>(isa),
+            // Fused, the sums cost nothing, so there is no loop without them.
+            (true, _) if is_fused && streams => self.all_rows::<I, STREAMED, FULL, true, true>(isa),
+            (true, _) if is_fused => self.all_rows::<I, STORED, FULL, true, true>(isa),
+            (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, false, false>(isa),
+            (true, true) if streams => self.all_rows::<I, STREAMED, FULL, false, false>(isa),
             (true, false) => self.all_rows::<I, STORED, SCALED, false, false>(isa),
             (true, true) => self.all_rows::<I, STORED, FULL, false, false>(isa),
         }
@@ -123,9 +127,10 @@ impl<T: Element> Kernel for Backward<'_, T> {
 
 impl<T: Element> Backward<'_, T> {
     /// Whether rows of the commonest widths have loops of their own: not those of f64, which has other common widths in
-    /// chunks, not dx with gamma and no sums, and not rows that lie anywhere in memory.
+    /// chunks, not dx with gamma and no sums, not rows that lie anywhere in memory, and not those that are streamed in blocks,
+    /// which are longer.
     const fn is_common<const WRITE: u8, const MODE: u8, const AHEAD: bool>() -> bool {
-        !T::HAS_WIDE_RANGE && MODE != SCALED && !(WRITE == STORED && AHEAD)
+        !T::HAS_WIDE_RANGE && MODE != SCALED && (WRITE == STREAMED) == AHEAD
     }
 
     /// Full batches of the commonest widths by loops of known length, all other rows by loops over any.
