@@ -69,7 +69,7 @@ impl<'p, T: Element> Block<'p, T> {
     ) -> Result<Self, CheckError> {
         let copies = 2 * problem.pairs_of_copies();
         let len = copies * rows.len() * problem.width();
-        let output = Placed::new(len, std::iter::repeat(T::from_f64(f64::NAN)), PHASE);
+        let output = Placed::filled(len, T::from_f64(f64::NAN), PHASE);
         let buffers = Buffers::Rows { stack: Stack::new(problem, &rows, copies), output };
         Self::new(problem, noise, k, rows, buffers)
     }

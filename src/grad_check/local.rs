@@ -101,6 +101,9 @@ impl<T: Element> Local<'_, T> {
         if self.step == Step::Balanced {
             for _ in 0..RETRIES {
                 let retries = self.retries(&block, measured);
+                if retries.is_empty() {
+                    break;
+                }
                 for moves in retries.rounds() {
                     block.differences(&moves)?;
                     improve(measured, row_len, &moves, &block.found);
@@ -128,6 +131,9 @@ impl<T: Element> Local<'_, T> {
         })?;
         for _ in 0..if self.step == Step::Balanced { RETRIES } else { 0 } {
             let retries = rows.lock().map(|rows| self.retries(&block, &rows)).unwrap_or_default();
+            if retries.is_empty() {
+                break;
+            }
             deal_out_moves(&block, retries.rounds().len(), &|job| retries.round(job), &|_, moves, found| {
                 rows.lock().iter_mut().for_each(|rows| improve(rows, row_len, moves, found));
             })?;
@@ -200,6 +206,10 @@ struct Retries {
 }
 
 impl Retries {
+    fn is_empty(&self) -> bool {
+        self.rows.iter().all(Vec::is_empty)
+    }
+
     fn rounds(&self) -> impl ExactSizeIterator<Item = Vec<Move>> {
         (0..self.rows.iter().map(Vec::len).max().unwrap_or(0)).map(|round| self.round(round))
     }
@@ -311,6 +321,7 @@ mod tests {
         let rounds: Vec<Vec<(usize, f64)>> =
             retries.rounds().map(|round| round.iter().map(|moved| (moved.column, moved.step)).collect()).collect();
         assert_eq!(rounds, [[(7, 0.5), (0, 0.0), (3, 0.5)], [(2, 0.5), (0, 0.0), (0, 0.0)]]);
+        assert!(!retries.is_empty() && Retries { rows: vec![of(&[]), of(&[])] }.is_empty());
         assert_eq!(Retries::default().rounds().len(), 0);
     }
 }

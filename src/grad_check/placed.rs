@@ -18,14 +18,25 @@ pub(super) struct Placed<T> {
 }
 
 impl<T: Element> Placed<T> {
-    /// The first `len` of `elements`, `bytes` behind a page: a multiple of an element's size.
-    pub(super) fn new(len: usize, elements: impl Iterator<Item = T>, bytes: usize) -> Self {
+    /// So many of one value, `bytes` behind a page: a multiple of an element's size.
+    pub(super) fn filled(len: usize, value: T, bytes: usize) -> Self {
+        let mut placed = Self::zeros(len, bytes);
+        placed.fill(value);
+        placed
+    }
+
+    /// Copies of a stretch, one after the other, at a page.
+    pub(super) fn copies(stretch: &[T], copies: usize) -> Self {
+        let mut placed = Self::zeros(copies * stretch.len(), 0);
+        placed.chunks_exact_mut(stretch.len().max(1)).for_each(|copy| copy.copy_from_slice(stretch));
+        placed
+    }
+
+    fn zeros(len: usize, bytes: usize) -> Self {
         let buffer = vec![T::ZERO; len + (PAGE + bytes) / size_of::<T>()];
         let address = buffer.as_ptr().addr();
         let start = (address.next_multiple_of(PAGE) - address + bytes) / size_of::<T>();
-        let mut placed = Self { buffer, start, len };
-        placed.iter_mut().zip(elements).for_each(|(place, element)| *place = element);
-        placed
+        Self { buffer, start, len }
     }
 }
 
@@ -50,12 +61,20 @@ mod tests {
     #[test]
     fn an_array_lies_where_it_was_asked_to() {
         for (len, bytes) in [(0, 0), (1, 1024), (5000, 2048)] {
-            let mut placed = Placed::new(len, (0..).map(|element| element as f32), bytes);
+            let mut placed = Placed::filled(len, 2.0, bytes);
             assert_eq!(placed.as_ptr().addr() % PAGE, bytes);
-            assert!(placed.len() == len && placed.iter().enumerate().all(|(element, &value)| value == element as f32));
+            assert_eq!(*placed, vec![2.0; len]);
             placed.fill(3.0);
-            let outside = placed.buffer[..placed.start].iter().chain(&placed.buffer[placed.start + len..]);
-            assert!(outside.clone().all(|value| *value == 0.0));
+            let mut outside = placed.buffer[..placed.start].iter().chain(&placed.buffer[placed.start + len..]);
+            assert!(outside.all(|value| *value == 0.0));
         }
+    }
+
+    #[test]
+    fn copies_lie_one_after_the_other_at_a_page() {
+        let placed = Placed::copies(&[1.0_f32, 2.0, 3.0], 2);
+        assert_eq!(placed.as_ptr().addr() % PAGE, 0);
+        assert_eq!(*placed, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+        assert_eq!(*Placed::<f64>::copies(&[], 4), []);
     }
 }

@@ -22,9 +22,8 @@ impl<T: Element> Stack<T> {
         let inputs = problem.rows_of_inputs(rows).zip(&problem.declared);
         let inputs = inputs
             .map(|(rows, declared)| {
-                let elements = std::iter::repeat_n(rows, copies).flatten().copied();
                 let is_in_rows = matches!(declared.locality, Locality::Rows(_));
-                is_in_rows.then(|| Placed::new(copies * rows.len(), elements, 0))
+                is_in_rows.then(|| Placed::copies(rows, copies))
             })
             .collect();
         Self { numbers, inputs }
