@@ -130,11 +130,34 @@ impl<T: Element> Kernel for Backward<'_, T> {
     }
 }
 
+/// [`Backward::batches`] as a function of its own, so that the loops of one width have no part in how those of another are
+/// compiled.
+#[derive(Debug)]
+struct Batches<'f, 'a, T, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool> {
+    backward: &'f mut Backward<'a, T>,
+    plan: Plan,
+    rows: Range<usize>,
+    counts: &'f mut Counts,
+    block: &'f mut [T],
+}
+
+impl<T: Element, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool> Kernel
+    for Batches<'_, '_, T, CHUNKS, WRITE, MODE, FUSED, AHEAD>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { backward, plan, rows, counts, block } = self;
+        backward.batches::<I, CHUNKS, WRITE, MODE, FUSED, AHEAD>(isa, plan, rows, counts, block);
+    }
+}
+
 impl<T: Element> Backward<'_, T> {
-    /// Whether rows of the commonest widths have loops of their own: not those of f64, which has other common widths in
-    /// chunks, not dx with gamma and no sums, and not rows that lie anywhere in memory.
+    /// Whether rows of the commonest widths have loops of their own: not dx with gamma and no sums, and not rows that lie
+    /// anywhere in memory.
     const fn is_common<const WRITE: u8, const MODE: u8, const AHEAD: bool>() -> bool {
-        !T::HAS_WIDE_RANGE && MODE != SCALED && !(WRITE == STORED && AHEAD)
+        MODE != SCALED && !(WRITE == STORED && AHEAD)
     }
 
     /// Whether short ones have: not those that are streamed in blocks with sums, nor those that are fused without, which are
@@ -160,24 +183,31 @@ impl<T: Element> Backward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
+            let is_short = plan.batch == BATCH && Plan::is_short::<T>(width);
+            let (backward, counts, block) = (&mut *self, &mut counts, &mut *block);
             if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() }
-                && width == Plan::SHORT_CHUNKS * T::LANES
-                && plan.batch == BATCH
+                && is_short
+                && width == 2 * T::LANES
             {
-                self.batches::<I, { Plan::SHORT_CHUNKS }, WRITE, MODE, FUSED, AHEAD>(
-                    isa,
-                    plan,
-                    full,
-                    &mut counts,
-                    block,
-                );
+                isa.run(Batches::<_, 2, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
+            } else if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() }
+                && is_short
+                && width == 4 * T::LANES
+            {
+                isa.run(Batches::<_, 4, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
             } else if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED }
                 && width == Plan::ROW_CHUNKS * T::LANES
                 && plan.by_row
             {
-                self.batches::<I, { Plan::ROW_CHUNKS }, WRITE, MODE, FUSED, AHEAD>(isa, plan, full, &mut counts, block);
+                isa.run(Batches::<_, { Plan::ROW_CHUNKS }, WRITE, MODE, FUSED, AHEAD> {
+                    backward,
+                    plan,
+                    rows: full,
+                    counts,
+                    block,
+                });
             } else {
-                self.batches::<I, 0, WRITE, MODE, FUSED, AHEAD>(isa, plan, full, &mut counts, block);
+                isa.run(Batches::<_, 0, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
             }
         }
         if let Some(sums) = &mut self.sums {

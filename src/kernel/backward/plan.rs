@@ -28,8 +28,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
     const SHORT: usize = 256;
-    /// Chunks of the commonest short row, and of the commonest that goes by itself: they have loops of known length.
-    pub(super) const SHORT_CHUNKS: usize = 4;
+    /// Chunks of the commonest row that goes by itself: it has a loop of known length. (So have short ones of two and four.)
     pub(super) const ROW_CHUNKS: usize = 16;
     /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;

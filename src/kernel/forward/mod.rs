@@ -99,6 +99,25 @@ impl<T: Element> Kernel for Forward<'_, T> {
     }
 }
 
+/// [`Forward::batches`] as a function of its own, so that the loops of one width have no part in how those of another are compiled.
+#[derive(Debug)]
+struct Batches<'f, 'a, T, const CHUNKS: usize, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(
+    &'f mut Forward<'a, T>,
+    Plan,
+    Range<usize>,
+);
+
+impl<T: Element, const CHUNKS: usize, const WRITE: u8, const AFFINE: bool, const AHEAD: bool> Kernel
+    for Batches<'_, '_, T, CHUNKS, WRITE, AFFINE, AHEAD>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.0.batches::<I, CHUNKS, WRITE, AFFINE, AHEAD>(isa, self.1, self.2);
+    }
+}
+
 impl<T: Element> Forward<'_, T> {
     /// Full batches of the commonest short widths by loops of known length, all other rows by loops over any.
     #[inline(always)]
@@ -112,21 +131,18 @@ impl<T: Element> Forward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            // Of f64, rows of 64 elements alone, which take 1.2 times as long in a loop over any; wider ones were not tried.
-            if const { I::SPECIALIZED && T::HAS_WIDE_RANGE } && plan.batch == BATCH && width == 8 * T::LANES {
-                self.batches::<I, 8, WRITE, AFFINE, AHEAD>(isa, plan, full);
-                continue;
-            }
-            if const { I::SPECIALIZED && !T::HAS_WIDE_RANGE } && plan.batch == BATCH {
-                if width == 4 * T::LANES {
-                    self.batches::<I, 4, WRITE, AFFINE, AHEAD>(isa, plan, full);
-                    continue;
-                } else if width == 16 * T::LANES {
-                    self.batches::<I, 16, WRITE, AFFINE, AHEAD>(isa, plan, full);
-                    continue;
+            if const { I::SPECIALIZED } && plan.batch == BATCH {
+                // In a loop over any width those of two chunks took twice as long, of eight 1.4 times.
+                match width {
+                    _ if width == 2 * T::LANES => isa.run(Batches::<_, 2, WRITE, AFFINE, AHEAD>(self, plan, full)),
+                    _ if width == 4 * T::LANES => isa.run(Batches::<_, 4, WRITE, AFFINE, AHEAD>(self, plan, full)),
+                    _ if width == 8 * T::LANES => isa.run(Batches::<_, 8, WRITE, AFFINE, AHEAD>(self, plan, full)),
+                    _ if width == 16 * T::LANES => isa.run(Batches::<_, 16, WRITE, AFFINE, AHEAD>(self, plan, full)),
+                    _ => isa.run(Batches::<_, 0, WRITE, AFFINE, AHEAD>(self, plan, full)),
                 }
+            } else {
+                isa.run(Batches::<_, 0, WRITE, AFFINE, AHEAD>(self, plan, full));
             }
-            self.batches::<I, 0, WRITE, AFFINE, AHEAD>(isa, plan, full);
         }
     }
 
