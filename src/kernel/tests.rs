@@ -17,8 +17,21 @@ enum Mode {
     WithSums,
 }
 
+/// What becomes of dx.
+#[derive(Clone, Copy, Debug)]
+enum Output {
+    Overwrite,
+    Add,
+    Nothing,
+}
+
 /// y, mean, rstd, dx and the sums of dgamma and dbeta, written past the caches at `offset` elements from a multiple of 64 bytes.
-fn run<T: Element>(backend: Backend, [x, dy, gamma]: [&[T]; 3], mode: Mode, offset: usize, is_amd: bool) -> Vec<u64> {
+fn run<T: Element>(
+    backend: Backend,
+    [x, dy, gamma]: [&[T]; 3],
+    (mode, output, offset): (Mode, Output, usize),
+    is_amd: bool,
+) -> Vec<u64> {
     let width = gamma.len();
     let gamma = (mode != Mode::Plain).then_some(gamma);
     let parameters = Parameters { width, gamma, beta: gamma, epsilon: 1e-5 };
@@ -38,7 +51,11 @@ fn run<T: Element>(backend: Backend, [x, dy, gamma]: [&[T]; 3], mode: Mode, offs
         dy,
         mean: &mean,
         rstd: &rstd,
-        dx: Some((&mut *dx, false)),
+        dx: match output {
+            Output::Overwrite => Some((&mut *dx, false)),
+            Output::Add => Some((&mut *dx, true)),
+            Output::Nothing => None,
+        },
         sums: (mode == Mode::WithSums).then_some(ParameterSums {
             total,
             lost: &mut [],
@@ -55,30 +72,35 @@ fn run<T: Element>(backend: Backend, [x, dy, gamma]: [&[T]; 3], mode: Mode, offs
     [&*y, &mean, &rstd, &*dx, &*sums].concat().into_iter().map(|value| value.to_f64().to_bits()).collect()
 }
 
-fn rows_read_apart_have_the_same_bits<T: Element>() {
-    for width in [16, 64, 257, 513, 768, 1024, 1040, 2050, 2112, 3072, 4096, 4097] {
+fn rows_have_the_same_bits_by_either_way<T: Element>() {
+    for width in [16, 32, 64, 257, 513, 768, 1024, 1040, 2050, 2112, 3072, 4096, 4097] {
         let mut rng = default_rng(width as u64);
         let mut array =
             |len: usize| -> Vec<T> { rng.standard_normal(&[len]).iter().map(|&value| T::from_f64(value)).collect() };
         let (mut x, mut dy, gamma) = (array(ROWS * width), array(ROWS * width), array(width));
-        // A row that is written again, of each output.
+        // Rows that are written again, of each output, in the first batch and in the second.
         x[width..2 * width].fill(T::from_f64(1e-40));
         x[width] = T::from_f64(0.0);
-        dy[3 * width..4 * width].iter_mut().for_each(|dy| *dy = T::from_f64(dy.to_f64() * 1e-36));
-        for backend in Backend::available() {
-            for (offset, mode) in [0, 1]
-                .into_iter()
-                .flat_map(|offset| [Mode::Plain, Mode::WithGamma, Mode::WithSums].map(|mode| (offset, mode)))
-            {
-                let [together, apart] = [false, true].map(|apart| run(backend, [&x, &dy, &gamma], mode, offset, apart));
-                assert!(together == apart, "{} {backend:?}, width {width}, offset {offset}, {mode:?}", T::NAME);
-            }
+        let tiny = if T::HAS_WIDE_RANGE { 1e-300 } else { 1e-36 };
+        for row in [3, 9] {
+            dy[row * width..(row + 1) * width].iter_mut().for_each(|dy| *dy = T::from_f64(dy.to_f64() * tiny));
+        }
+        let modes = [Mode::Plain, Mode::WithGamma, Mode::WithSums];
+        let outputs = [Output::Overwrite, Output::Add, Output::Nothing];
+        let calls =
+            modes.into_iter().flat_map(|mode| outputs.map(|output| [0, 1].map(|offset| (mode, output, offset))));
+        let calls: Vec<_> = calls.flatten().collect();
+        for (backend, call) in
+            Backend::available().into_iter().flat_map(|backend| calls.iter().map(move |call| (backend, *call)))
+        {
+            let [others, amd] = [false, true].map(|is_amd| run(backend, [&x, &dy, &gamma], call, is_amd));
+            assert!(others == amd, "{} {backend:?}, width {width}, {call:?}", T::NAME);
         }
     }
 }
 
 #[test]
-fn rows_that_are_read_apart_from_writing_have_the_same_bits() {
-    rows_read_apart_have_the_same_bits::<f32>();
-    rows_read_apart_have_the_same_bits::<f64>();
+fn rows_have_the_same_bits_by_the_ways_of_either_maker() {
+    rows_have_the_same_bits_by_either_way::<f32>();
+    rows_have_the_same_bits_by_either_way::<f64>();
 }

@@ -16,14 +16,14 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there, or rows are very short; and, on [AMD's
-//!   CPUs](crate::simd::is_amd), of rows with gamma that are longer than 4 KiB: the sums of a batch are taken row by row ([`piece`]),
-//!   and then its gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers
-//!   ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC, of 64 columns from memory
-//!   0.8 times.
-//! - *Fused*, where x and dy come from memory, or without gamma: the gradients of a batch are written in the same loop that
-//!   takes the sums of the next, as in [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A
-//!   batch is one row, unless rows are very short. dgamma and dbeta of eight rows are added up in the first-level cache.
+//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short; and, on [AMD's
+//!   CPUs](crate::simd::is_amd), where rows with gamma are longer than 4 KiB: the sums of a batch are taken row by row
+//!   ([`piece`]), and then its gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in
+//!   registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC, of 64 columns
+//!   from memory 0.8 times; other CPUs were not measured.
+//! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
+//!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
+//!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
 //!   With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1. In
 //!   cache, with dgamma and dbeta, blocks are faster: fused, rows of 256 to 4096 columns took 0.98 to 1.5 times as long on an
 //!   EPYC, and only those of 1024 less, 0.87 times. Instruction sets without specialized loops always go in blocks. ([AMD's
@@ -154,7 +154,7 @@ impl<T: Element, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUS
 }
 
 impl<T: Element> Backward<'_, T> {
-    /// Whether rows of the commonest widths have loops of their own: not dx with gamma and no sums, and not rows that lie
+    /// Whether rows of the commonest widths have loops of their own: not dx with gamma and no sums, and not fused rows that lie
     /// anywhere in memory.
     const fn is_common<const WRITE: u8, const MODE: u8, const AHEAD: bool>() -> bool {
         MODE != SCALED && !(WRITE == STORED && AHEAD)
@@ -183,21 +183,20 @@ impl<T: Element> Backward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            let is_short = plan.batch == BATCH && Plan::is_short::<T>(width);
             let (backward, counts, block) = (&mut *self, &mut counts, &mut *block);
+            let is_full = plan.batch == BATCH;
             if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() }
-                && is_short
+                && is_full
                 && width == 2 * T::LANES
             {
                 isa.run(Batches::<_, 2, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
             } else if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() }
-                && is_short
+                && is_full
                 && width == 4 * T::LANES
             {
                 isa.run(Batches::<_, 4, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
             } else if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED }
                 && width == Plan::ROW_CHUNKS * T::LANES
-                && plan.by_row
             {
                 isa.run(Batches::<_, { Plan::ROW_CHUNKS }, WRITE, MODE, FUSED, AHEAD> {
                     backward,
