@@ -16,11 +16,11 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short; and, on [AMD's
-//!   CPUs](crate::simd::is_amd), where rows with gamma are longer than 4 KiB: the sums of a batch are taken row by row
-//!   ([`piece`]), and then its gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in
-//!   registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC, of 64 columns
-//!   from memory 0.8 times; other CPUs were not measured.
+//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short, streamed on
+//!   [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are longer than 4 KiB: the sums of a batch
+//!   are taken row by row ([`piece`]), and then its gradients are written in tiles of columns, all rows to a tile, which keeps
+//!   dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an
+//!   EPYC, of 64 columns from memory 0.8 times.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
 //!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
@@ -100,7 +100,8 @@ impl<T: Element> Kernel for Backward<'_, T> {
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
         let is_far = self.place == Place::Memory;
         let streams = is_far && is_aligned;
-        let is_short = Plan::is_short::<T>(self.parameters.width);
+        // Those without gamma: of CPUs other than AMD's no other way was measured with dx streamed.
+        let is_short_block = Plan::is_short::<T>(self.parameters.width) && (self.is_amd || !streams);
         let is_fused = is_far && !(self.is_amd && Plan::pays_in_blocks::<T>(self.parameters.width));
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
@@ -111,8 +112,8 @@ impl<T: Element> Kernel for Backward<'_, T> {
             };
         }
         match (self.parameters.gamma.is_some(), self.sums.is_some()) {
-            (false, _) if is_short && streams => self.all_rows::<I, STREAMED, PLAIN, false, false>(isa),
-            (false, _) if is_short => self.all_rows::<I, STORED, PLAIN, false, false>(isa),
+            (false, _) if is_short_block && streams => self.all_rows::<I, STREAMED, PLAIN, false, false>(isa),
+            (false, _) if is_short_block => self.all_rows::<I, STORED, PLAIN, false, false>(isa),
             (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true, true>(isa),
             (false, _) if is_far => self.all_rows::<I, STORED, PLAIN, true, true>(isa),
             (false, _) => self.all_rows::<I, STORED, PLAIN, true, false>(isa),
@@ -160,10 +161,10 @@ impl<T: Element> Backward<'_, T> {
         MODE != SCALED && !(WRITE == STORED && AHEAD)
     }
 
-    /// Whether short ones have: not those that are streamed in blocks with sums, nor those that are fused without, which are
-    /// longer.
+    /// Whether short ones have: not those that are streamed in blocks with sums, nor those that are fused and not streamed, which
+    /// are longer.
     const fn is_common_short<const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>() -> bool {
-        let is_short = if FUSED { MODE == FULL } else { !(WRITE == STREAMED && MODE == FULL) };
+        let is_short = if FUSED { WRITE == STREAMED } else { !(WRITE == STREAMED && MODE == FULL) };
         Self::is_common::<WRITE, MODE, AHEAD>() && is_short
     }
 
