@@ -100,7 +100,7 @@ impl<T: Element> Kernel for Backward<'_, T> {
             && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
         let is_far = self.place == Place::Memory;
         let streams = is_far && is_aligned;
-        // Those without gamma: of CPUs other than AMD's no other way was measured with dx streamed.
+        // Without gamma. Streamed, they go fused on CPUs other than AMD's, where nothing else was measured.
         let is_short_block = Plan::is_short::<T>(self.parameters.width) && (self.is_amd || !streams);
         let is_fused = is_far && !(self.is_amd && Plan::pays_in_blocks::<T>(self.parameters.width));
         if !I::SPECIALIZED {
@@ -172,7 +172,7 @@ impl<T: Element> Backward<'_, T> {
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;
-        let rows = self.mean.len();
+        let count = self.mean.len();
         let mut plan = Plan::new::<T>(width, FUSED);
         let mut first = 0;
         let mut counts = Counts::default();
@@ -180,34 +180,25 @@ impl<T: Element> Backward<'_, T> {
         let block = room(&mut buffer, if FUSED && MODE == FULL { ParameterSums::<T>::len(width) } else { 0 });
         block.fill(T::ZERO);
         // The last batch may have fewer rows.
-        while first < rows {
-            plan.batch = plan.batch.min(rows - first);
-            let full = first..rows - (rows - first) % plan.batch;
-            first = full.end;
+        while first < count {
+            plan.batch = plan.batch.min(count - first);
+            let rows = first..count - (count - first) % plan.batch;
+            first = rows.end;
+            let is_batch = plan.batch == BATCH;
+            let chunks = if width.is_multiple_of(T::LANES) { width / T::LANES } else { 0 };
             let (backward, counts, block) = (&mut *self, &mut counts, &mut *block);
-            let is_full = plan.batch == BATCH;
-            if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() }
-                && is_full
-                && width == 2 * T::LANES
-            {
-                isa.run(Batches::<_, 2, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
-            } else if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() }
-                && is_full
-                && width == 4 * T::LANES
-            {
-                isa.run(Batches::<_, 4, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
-            } else if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED }
-                && width == Plan::ROW_CHUNKS * T::LANES
-            {
-                isa.run(Batches::<_, { Plan::ROW_CHUNKS }, WRITE, MODE, FUSED, AHEAD> {
-                    backward,
-                    plan,
-                    rows: full,
-                    counts,
-                    block,
-                });
-            } else {
-                isa.run(Batches::<_, 0, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows: full, counts, block });
+            match chunks {
+                2 if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
+                    isa.run(Batches::<_, 2, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                }
+                4 if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
+                    isa.run(Batches::<_, 4, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                }
+                Plan::ROW_CHUNKS if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED } => {
+                    const CHUNKS: usize = Plan::ROW_CHUNKS;
+                    isa.run(Batches::<_, CHUNKS, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                }
+                _ => isa.run(Batches::<_, 0, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block }),
             }
         }
         if let Some(sums) = &mut self.sums {
