@@ -67,6 +67,15 @@ impl<L> LaneSums<L> {
         Self { sum: zero, squares: zero }
     }
 
+    /// Those of one chunk.
+    #[inline(always)]
+    pub(super) fn of<T: Element, I: Isa>(d: L) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        Self { sum: d, squares: d * d }
+    }
+
     #[inline(always)]
     pub(super) fn plus<T: Element, I: Isa>(self, d: L) -> Self
     where
@@ -220,11 +229,14 @@ pub(super) fn prefetch_pilots<T: Element, I: Isa>(isa: I, x: &[T], width: usize)
 }
 
 /// `sum(d)` and `sum(d * d)` of `d = x - pilot` over whole rows, at most [`BATCH`] of them.
+///
+/// (Whole cache lines: a value that is written across two of them is long in coming back.)
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Moments<T> {
-    pub(super) pilot: [T; BATCH],
     pub(super) sum: [f64; BATCH],
     pub(super) squares: [f64; BATCH],
+    pub(super) pilot: [T; BATCH],
 }
 
 /// Means and variances of rows: the mean of a row is `mean + correction`.

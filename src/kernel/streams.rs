@@ -3,7 +3,9 @@
 //! A loop over groups of a known number of chunks has no check of an index left in it: all stretches are cut to one
 //! length first ([`Streams::cut`]), and which of them are used at all is known when the loop is compiled.
 
+use crate::Element;
 use crate::element::Vectorized;
+use crate::simd::BATCH;
 
 /// `READ` stretches to read, and `WRITTEN` to write.
 #[derive(Debug)]
@@ -86,4 +88,28 @@ impl<C, const N: usize, const READ: usize, const WRITTEN: usize> Streams<'_, [C;
         }
         found
     }
+}
+
+/// The first `CHUNKS` chunks of a slice of at least so many.
+#[inline(always)]
+pub(super) fn chunks<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[T::Chunk; CHUNKS] {
+    T::chunks(slice).0.first_chunk().expect("the caller cut as many columns as CHUNKS chunks have")
+}
+
+/// As [`chunks`], to write.
+#[inline(always)]
+pub(super) fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [T::Chunk; CHUNKS] {
+    T::chunks_mut(slice).0.first_chunk_mut().expect("the caller cut as many columns as CHUNKS chunks have")
+}
+
+/// A full batch of rows of `CHUNKS` chunks, with which the slice begins.
+#[inline(always)]
+pub(super) fn batch<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[[T::Chunk; CHUNKS]; BATCH] {
+    T::chunks(slice).0.as_chunks().0.first_chunk().expect("the slice holds a batch of such rows")
+}
+
+/// As [`batch`], to write.
+#[inline(always)]
+pub(super) fn batch_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [[T::Chunk; CHUNKS]; BATCH] {
+    T::chunks_mut(slice).0.as_chunks_mut().0.first_chunk_mut().expect("the slice holds a batch of such rows")
 }

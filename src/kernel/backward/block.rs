@@ -5,6 +5,7 @@ use super::piece::Coefficients;
 use super::{FULL, PLAIN};
 use crate::Element;
 use crate::kernel::STREAMED;
+use crate::kernel::streams::{chunks, chunks_mut};
 use crate::simd::{BATCH, Isa, Lanes};
 use std::ops::Range;
 
@@ -136,16 +137,4 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             (load(b) + dbeta).store_tail(b);
         }
     }
-}
-
-/// A slice of exactly so many chunks.
-#[inline(always)]
-fn chunks<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[T::Chunk; CHUNKS] {
-    T::chunks(slice).0.first_chunk().expect("the caller cut as many columns as CHUNKS chunks have")
-}
-
-/// A mutable slice of exactly so many chunks.
-#[inline(always)]
-fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [T::Chunk; CHUNKS] {
-    T::chunks_mut(slice).0.first_chunk_mut().expect("the caller cut as many columns as CHUNKS chunks have")
 }

@@ -45,11 +45,12 @@ mod parameter_sums;
 mod piece;
 mod pipeline;
 mod plan;
+mod short;
 
 use super::forward::{Parameters, Place};
-use super::{NOT_WRITTEN, STORED, STREAMED, careful, room, segment};
+use super::{STORED, STREAMED, careful, room, segment};
 use crate::Element;
-use crate::simd::{BATCH, Isa, Kernel};
+use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use parameter_sums::Counts;
 pub(crate) use parameter_sums::{GROUP, ParameterSums};
 use pipeline::{Batch, Pipeline};
@@ -250,9 +251,10 @@ impl<T: Element> Backward<'_, T> {
             }
             pipeline.write::<WRITE, MODE, FUSED>();
         } else {
+            let mut sums = [[T::Lanes::splat(isa, T::ZERO); BATCH]; 3];
             while !pipeline.rows.is_empty() {
                 if const { CHUNKS > 0 } {
-                    pipeline.step::<CHUNKS, NOT_WRITTEN, true, MODE, FUSED, false>(0..0);
+                    pipeline.sums_of_short_rows::<CHUNKS, MODE>(&mut sums);
                 } else {
                     pipeline.sums::<MODE>();
                 }

@@ -17,8 +17,9 @@ use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
 use row::SumsByRow;
 use std::ops::Range;
 
-/// What the gradients of the rows of a batch are made of.
+/// What the gradients of the rows of a batch are made of, at cache lines of its own as in forward.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Batch<T> {
     pub(super) rows: Coefficients<[T; BATCH]>,
     /// Whether a row is free of overflow and underflow.
@@ -86,12 +87,12 @@ impl<T: Element, J: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool> Ker
 
 /// [`Pipeline::finish`] as a function of its own.
 #[derive(Debug)]
-struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
-    pipeline: &'p mut Pipeline<'f, 'a, T, J>,
+pub(super) struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
+    pub(super) pipeline: &'p mut Pipeline<'f, 'a, T, J>,
     /// Those of [`RowSums`].
-    sums: &'p BatchSums<T, J, 3>,
+    pub(super) sums: &'p BatchSums<T, J, 3>,
     /// Of long rows.
-    totals: Option<&'p SegmentTotals<3>>,
+    pub(super) totals: Option<&'p SegmentTotals<3>>,
 }
 
 impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
@@ -291,13 +292,16 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
 
     /// What the gradients of the batch are made of, from the sums of [`RowSums`].
     #[inline(always)]
-    pub(super) fn finish(&mut self, [sum_g, sum_h, sum_product]: [[f64; BATCH]; 3]) {
+    pub(super) fn finish(&mut self, [sum_g, sum_h, mut sum_product]: [[f64; BATCH]; 3]) {
         let isa = self.isa;
         let Plan { width, batch, .. } = self.plan;
         let first = self.rows.start;
-        let (mut mean, mut rstd) = ([T::ZERO; BATCH], [T::from_f64(1.0); BATCH]);
-        mean[..batch].copy_from_slice(&self.backward.mean[first..first + batch]);
-        rstd[..batch].copy_from_slice(&self.backward.rstd[first..first + batch]);
+        for i in batch..BATCH {
+            // No row, but an ordinary one.
+            sum_product[i] = 1.0;
+        }
+        let mean = filled_up(&self.backward.mean[first..first + batch], T::ZERO);
+        let rstd = filled_up(&self.backward.rstd[first..first + batch], T::from_f64(1.0));
         let per_element = I::F64::splat(isa, 1.0 / width as f64);
         let minus_per_element = I::F64::splat(isa, -1.0 / width as f64);
         let load = |values: &[f64; BATCH]| I::F64::load(isa, values);
@@ -315,7 +319,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let mut ordinary = true;
         for i in 0..BATCH {
             let size = product[i].abs() + sum_g[i].abs();
-            ordinary &= is_clearly_ordinary(rstd[i], size) | (i >= batch);
+            ordinary &= is_clearly_ordinary(rstd[i], size);
         }
         self.batch.is_ordinary = [true; BATCH];
         self.batch.ordinary = ordinary;
@@ -357,6 +361,23 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             start = end;
         }
     }
+}
+
+/// The values of the rows of a batch, filled up where it has fewer than eight.
+#[inline(always)]
+fn filled_up<T: Copy>(values: &[T], fill: T) -> [T; BATCH] {
+    match values.try_into() {
+        Ok(values) => values,
+        Err(_) => few_filled_up(values, fill),
+    }
+}
+
+/// Not inlined, or all copies become calls.
+#[inline(never)]
+fn few_filled_up<T: Copy>(values: &[T], fill: T) -> [T; BATCH] {
+    let mut found = [fill; BATCH];
+    found[..values.len()].copy_from_slice(values);
+    found
 }
 
 /// Where the dgamma and dbeta of rows are added up: in the block where fused, but for the first eight rows, which need no array

@@ -34,7 +34,7 @@ pub(super) struct Coefficients<L> {
 
 impl<L> Coefficients<L> {
     #[inline(always)]
-    fn normalized<T: Element, I: Isa>(&self, x: L) -> L
+    pub(super) fn normalized<T: Element, I: Isa>(&self, x: L) -> L
     where
         L: Lanes<T, I>,
     {

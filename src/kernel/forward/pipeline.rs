@@ -11,7 +11,10 @@ use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use std::ops::Range;
 
 /// What the rows of a batch are normalized by.
+///
+/// At cache lines of its own: it is written as registers, and read by rows soon after, which waits where a register was cut.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(64))]
 pub(super) struct Batch<T> {
     pub(super) mean: [T; BATCH],
     pub(super) rstd: [T; BATCH],
@@ -62,7 +65,7 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.0.step::<0, WRITE, SUM, AFFINE, AHEAD>();
+        self.0.step::<WRITE, SUM, AFFINE, AHEAD>();
     }
 }
 
@@ -81,13 +84,13 @@ impl<T: Element, J: Isa> Kernel for SumsOfRow<'_, '_, '_, T, J> {
 
 /// [`Pipeline::finish`] as a function of its own.
 #[derive(Debug)]
-struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
-    pipeline: &'p mut Pipeline<'f, 'a, T, J>,
-    pilots: [T; BATCH],
+pub(super) struct Finish<'p, 'f, 'a, T: Element, J: Isa> {
+    pub(super) pipeline: &'p mut Pipeline<'f, 'a, T, J>,
+    pub(super) pilots: [T; BATCH],
     /// `sum(d)` and `sum(d * d)`.
-    sums: &'p BatchSums<T, J, 2>,
+    pub(super) sums: &'p BatchSums<T, J, 2>,
     /// Of long rows.
-    totals: Option<&'p SegmentTotals<2>>,
+    pub(super) totals: Option<&'p SegmentTotals<2>>,
 }
 
 impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
@@ -103,13 +106,11 @@ impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Normalizes a batch, where `WRITE` says so, and takes the moments of the next, where `SUM` does.
     #[inline(always)]
-    pub(super) fn step<const CHUNKS: usize, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool>(
-        &mut self,
-    ) {
+    pub(super) fn step<const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool>(&mut self) {
         let isa = self.isa;
-        let plan = self.plan.known::<T, CHUNKS>();
+        let plan = self.plan;
         let Plan { width, batch, tile, .. } = plan;
-        let is_long = CHUNKS == 0 && width > segment::<T>();
+        let is_long = width > segment::<T>();
         let next = self.rows.start;
         // In the first step there is no batch before.
         let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
@@ -220,7 +221,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
 
     /// Does the rows of the batch from `first` on again that are outside the ordinary range.
     #[inline(always)]
-    fn rescue<const WRITE: u8>(&mut self, first: usize) {
+    pub(super) fn rescue<const WRITE: u8>(&mut self, first: usize) {
         if WRITE == STREAMED || !self.staged.is_empty() {
             // Streamed rows are about to be written again.
             self.isa.fence();

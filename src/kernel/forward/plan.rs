@@ -48,17 +48,6 @@ impl Plan {
         }
     }
 
-    /// Where `CHUNKS` is not 0 the rows are of so many chunks without a tail, in full batches, and the compiler knows it: the
-    /// loops over short rows then have no loop left in them.
-    #[inline(always)]
-    pub(super) fn known<T: Element, const CHUNKS: usize>(self) -> Self {
-        if const { CHUNKS > 0 } {
-            Self { width: CHUNKS * T::LANES, batch: BATCH, tile: CHUNKS * T::LANES, ..self }
-        } else {
-            self
-        }
-    }
-
     /// Whether rows go one at a time, as a whole.
     #[inline(always)]
     pub(super) fn is_by_row(self) -> bool {

@@ -58,21 +58,19 @@ mod f32x16 {
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
         }
         fn sums(registers: &[super::F32x16; BATCH]) -> __m512d {
-            // Halves of two registers side by side, added; then quarters of four.
-            let pair = |a: __m512, b: __m512| {
-                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
-            };
-            let mut halves = [_mm512_setzero_ps(); 4];
-            for i in 0..4 {
-                halves[i] = pair(registers[i].0, registers[i + 4].0);
+            // The halves of each register, added: where a register lies in memory each is a load, and nothing is moved between lanes.
+            let mut halves = [_mm256_setzero_ps(); BATCH];
+            for i in 0..BATCH {
+                let register = registers[i].0;
+                halves[i] = _mm256_add_ps(_mm512_castps512_ps256(register), _mm512_extractf32x8_ps::<1>(register));
             }
+            // Four lanes each of registers 0 and 4, 2 and 6, 1 and 5, 3 and 7.
             let mut fours = [_mm512_setzero_pd(); 4];
-            for i in 0..2 {
-                let (a, b) = (halves[i], halves[i + 2]);
-                // Quarters of registers i, i + 4, i + 2, i + 6.
-                let quarters = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-                fours[2 * i] = _mm512_cvtps_pd(_mm512_castps512_ps256(quarters));
-                fours[2 * i + 1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(quarters));
+            for i in 0..4 {
+                let first = i / 2 + i % 2 * 2;
+                let (a, b) = (halves[first], halves[first + 4]);
+                let (lower, upper) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+                fours[i] = _mm512_cvtps_pd(_mm256_add_ps(lower, upper));
             }
             super::f64x8::sums_of_fours(isa, fours)
         }
