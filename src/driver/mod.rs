@@ -102,7 +102,8 @@ fn aligned<'a, T: Element>(
 pub enum Streaming {
     /// Where inputs and outputs together are more than half of the last-level cache, or those of a thread fill the pages whose
     /// addresses a core has at hand (8 MiB, or more where the CPU says so: 12 on an EPYC, Zen 4). Not where a CPU is known to
-    /// be slower so: AMD's, backward of rows of 16 elements or more in 256 bytes or less, with dgamma or dbeta.
+    /// be slower so: AMD's, backward of rows of 16 elements or more in less than 256 bytes that are no multiple of 64 bytes, with
+    /// dgamma or dbeta.
     #[default]
     Auto,
     /// Always.

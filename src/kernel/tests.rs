@@ -73,7 +73,7 @@ fn run<T: Element>(
 }
 
 fn rows_have_the_same_bits_by_either_way<T: Element>() {
-    for width in [16, 32, 64, 128, 256, 257, 513, 768, 1024, 1040, 2050, 2112, 3072, 4096, 4097] {
+    for width in [16, 24, 32, 48, 64, 96, 128, 192, 256, 257, 513, 768, 1024, 1040, 2050, 2112, 3072, 4096, 4097] {
         let mut rng = default_rng(width as u64);
         let mut array =
             |len: usize| -> Vec<T> { rng.standard_normal(&[len]).iter().map(|&value| T::from_f64(value)).collect() };

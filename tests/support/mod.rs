@@ -35,6 +35,7 @@ pub fn is_fused(backend: &Backend) -> bool {
 pub fn boundary_widths() -> Vec<usize> {
     let mut widths: Vec<usize> = (1..=65).collect();
     widths.extend([
+        96, 192, // six and twelve chunks of f32, twelve and more of f64
         127, 128, 129, // eight chunks of f32, sixteen of f64
         255, 256, 257, 511, 512, 513, // the rows held in registers
         768, 1000, 1023, 1024, 1025, // common widths and their neighbours

@@ -17,7 +17,7 @@
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
 //! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short, streamed on
-//!   [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are longer than 4 KiB: the sums of a batch
+//!   [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are very short or longer than 4 KiB: the sums of a batch
 //!   are taken row by row ([`piece`]), and then its gradients are written in tiles of columns, all rows to a tile, which keeps
 //!   dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an
 //!   EPYC, of 64 columns from memory 0.8 times.
@@ -55,7 +55,7 @@ use parameter_sums::Counts;
 pub(crate) use parameter_sums::{GROUP, ParameterSums};
 use pipeline::{Batch, Pipeline};
 use plan::Plan;
-pub(crate) use plan::prefers_blocks;
+pub(crate) use plan::prefers_caches;
 use std::ops::Range;
 
 /// What is computed: dx without gamma, dx with gamma, or dx, dgamma and dbeta with gamma.
@@ -162,10 +162,9 @@ impl<T: Element> Backward<'_, T> {
         MODE != SCALED && !(WRITE == STORED && AHEAD)
     }
 
-    /// Whether short ones have: not those that are streamed in blocks with sums, nor those that are fused and not streamed, which
-    /// are longer.
+    /// Whether short ones have: not those that are fused and not streamed, which are longer.
     const fn is_common_short<const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>() -> bool {
-        let is_short = if FUSED { WRITE == STREAMED } else { !(WRITE == STREAMED && MODE == FULL) };
+        let is_short = !FUSED || WRITE == STREAMED;
         Self::is_common::<WRITE, MODE, AHEAD>() && is_short
     }
 
@@ -188,19 +187,21 @@ impl<T: Element> Backward<'_, T> {
             let is_batch = plan.batch == BATCH;
             let chunks = if width.is_multiple_of(T::LANES) { width / T::LANES } else { 0 };
             let (backward, counts, block) = (&mut *self, &mut counts, &mut *block);
-            match chunks {
-                2 if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
-                    isa.run(Batches::<_, 2, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
-                }
-                4 if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
-                    isa.run(Batches::<_, 4, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
-                }
-                Plan::ROW_CHUNKS if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED } => {
-                    const CHUNKS: usize = Plan::ROW_CHUNKS;
-                    isa.run(Batches::<_, CHUNKS, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
-                }
-                _ => isa.run(Batches::<_, 0, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block }),
+            macro_rules! by_length {
+                ($($short:literal)*) => {
+                    match chunks {
+                        $($short if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
+                            isa.run(Batches::<_, $short, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                        })*
+                        Plan::ROW_CHUNKS if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED } => {
+                            const CHUNKS: usize = Plan::ROW_CHUNKS;
+                            isa.run(Batches::<_, CHUNKS, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                        }
+                        _ => isa.run(Batches::<_, 0, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block }),
+                    }
+                };
             }
+            by_length!(1 2 3 4);
         }
         if let Some(sums) = &mut self.sums {
             if counts.is_pending {
