@@ -30,7 +30,7 @@
 //!   CPUs](crate::simd::is_amd) have ways of their own.)
 //!
 //! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
-//! of very long rows eight at a time.
+//! of very long rows, and of those of the commonest widths in blocks, eight at a time.
 //!
 //! dgamma and dbeta are added up over eight rows, those over groups of [`GROUP`] rows, and the groups with a
 //! compensated sum: no running sum is so long that its rounding errors, all of one sign where rows are alike, could add
@@ -168,6 +168,12 @@ impl<T: Element> Backward<'_, T> {
         Self::is_common::<WRITE, MODE, AHEAD>() && is_short
     }
 
+    /// Whether those of up to a kilobyte have: with sums, where x and dy are in cache. In loops over any width rows of 96 columns
+    /// took 1.36 times as long on an EPYC, of 128 1.2 times, of 256 1.06 times.
+    const fn is_common_block<const WRITE: u8, const MODE: u8, const FUSED: bool>() -> bool {
+        !FUSED && WRITE == STORED && MODE == FULL
+    }
+
     /// Full batches of the commonest widths by loops of known length, all other rows by loops over any.
     #[inline(always)]
     fn all_rows<I: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>(&mut self, isa: I) {
@@ -188,10 +194,13 @@ impl<T: Element> Backward<'_, T> {
             let chunks = if width.is_multiple_of(T::LANES) { width / T::LANES } else { 0 };
             let (backward, counts, block) = (&mut *self, &mut counts, &mut *block);
             macro_rules! by_length {
-                ($($short:literal)*) => {
+                (short $($short:literal)*, longer $($longer:literal)*) => {
                     match chunks {
                         $($short if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
                             isa.run(Batches::<_, $short, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                        })*
+                        $($longer if const { I::SPECIALIZED && Self::is_common_block::<WRITE, MODE, FUSED>() } && is_batch => {
+                            isa.run(Batches::<_, $longer, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
                         })*
                         Plan::ROW_CHUNKS if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED } => {
                             const CHUNKS: usize = Plan::ROW_CHUNKS;
@@ -201,7 +210,7 @@ impl<T: Element> Backward<'_, T> {
                     }
                 };
             }
-            by_length!(1 2 3 4);
+            by_length!(short 1 2 3 4, longer 6 8 12 16);
         }
         if let Some(sums) = &mut self.sums {
             if counts.is_pending {
