@@ -37,11 +37,17 @@ const GATHERED_BYTES: usize = 128 << 10;
 /// copies as without, from 32 on 0.94 to 0.98 times; backward was not measured.
 const MANY_ROWS: usize = 32;
 
-/// Rows in a task, where how rows are cut changes no bit: whole batches of the kernels, where there are so many.
+/// Rows in a task, where how rows are cut changes no bit.
 fn task_rows<T>(rows: usize, width: usize) -> usize {
-    let least = TASK_BYTES.div_ceil(width * size_of::<T>());
-    let even = rows.div_ceil(TASKS * rayon::current_num_threads());
-    let task = even.max(least);
+    task_rows_on(rayon::current_num_threads(), rows, width * size_of::<T>())
+}
+
+/// Rows in a task on so many threads: as many tasks for each thread, so that none waits for another, or less than one; and whole
+/// batches of the kernels, where there are so many rows.
+fn task_rows_on(threads: usize, rows: usize, row_bytes: usize) -> usize {
+    let most = (rows * row_bytes / TASK_BYTES).clamp(1, TASKS * threads);
+    let tasks = if most > threads { most - most % threads } else { most };
+    let task = rows.div_ceil(tasks);
     if task > BATCH { task.next_multiple_of(BATCH) } else { task }
 }
 
@@ -125,7 +131,7 @@ impl Streaming {
 
 #[cfg(test)]
 mod tests {
-    use super::{Streaming, cache};
+    use super::{Streaming, TASKS, cache, task_rows_on};
 
     #[test]
     fn outputs_go_past_the_caches_where_half_of_the_last_or_the_share_of_a_thread_is_too_small() {
@@ -139,6 +145,23 @@ mod tests {
             assert_eq!(Streaming::Auto.decided(bytes, threads), expected, "{bytes} bytes, {threads} threads");
             assert_eq!(Streaming::Never.decided(bytes, threads), Streaming::Never);
             assert_eq!(Streaming::Always.decided(bytes, threads), Streaming::Always);
+        }
+    }
+
+    #[test]
+    fn threads_have_the_same_number_of_tasks() {
+        // 192 KiB would be three tasks of 64 KiB, and one of two threads would take two of them.
+        assert_eq!(task_rows_on(2, 64, 768 * 4), 32);
+        assert_eq!(task_rows_on(3, 64, 768 * 4), 24);
+        // Four for each thread where there is much to do, and less than one where there is little.
+        assert_eq!(task_rows_on(2, 8192, 768 * 4), 1024);
+        assert_eq!(task_rows_on(8, 64, 768 * 4), 24);
+        // Rows longer than a task, and rows that are no whole batches.
+        assert_eq!(task_rows_on(2, 20, 1 << 20), 3);
+        assert_eq!(task_rows_on(2, 100, 4096), 24);
+        for (threads, rows, row_bytes) in [(1, 1, 4), (2, 0, 4), (3, 5, 1 << 22), (64, 1_000_000, 32)] {
+            let task = task_rows_on(threads, rows, row_bytes);
+            assert!(task * TASKS * threads >= rows, "{threads} threads, {rows} rows: {task}");
         }
     }
 }
