@@ -122,7 +122,11 @@ impl<'a, T: Element> Problem<'a, T> {
     /// The rows of each input that is declared in rows, and all of any other.
     pub(super) fn rows_of_inputs(&self, rows: &Range<usize>) -> impl Iterator<Item = &[T]> {
         self.declared.iter().enumerate().map(|(k, declared)| match declared.locality {
-            Locality::Rows(_) => &self.input(k)[rows.start * declared.row_len()..rows.end * declared.row_len()],
+            Locality::Rows(count) => {
+                // 0 where rows have no elements.
+                let row_len = declared.len() / count.max(1);
+                &self.input(k)[rows.start * row_len..rows.end * row_len]
+            }
             Locality::Columns | Locality::Shared => self.input(k),
         })
     }

@@ -282,3 +282,49 @@ fn a_step_that_suits_some_columns_does_not_accuse_the_others() {
         assert_eq!(report.inputs[0].counts.wrong, 0, "{rtol}: {report}");
     }
 }
+
+/// `y = a b`, element by element, with a third input whose rows have none.
+struct Products;
+
+impl Products {
+    const SHAPE: [usize; 2] = [40, 24];
+}
+
+impl Operation<f64> for Products {
+    fn name(&self) -> String {
+        "products".to_owned()
+    }
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::rows("a", Self::SHAPE), Input::rows("none", [Self::SHAPE[0], 0]), Input::rows("b", Self::SHAPE)]
+    }
+    fn output_shape(&self) -> Vec<usize> {
+        Self::SHAPE.to_vec()
+    }
+    fn forward(&self, inputs: &[ArrayD<f64>], output: &mut ArrayD<f64>) -> Outcome {
+        output.assign(&(&inputs[0] * &inputs[2]));
+        Ok(())
+    }
+    fn backward(&self, inputs: &[ArrayD<f64>], dy: &ArrayD<f64>, gradients: &mut [ArrayD<f64>]) -> Outcome {
+        gradients[0].assign(&(dy * &inputs[2]));
+        gradients[2].assign(&(dy * &inputs[0]));
+        Ok(())
+    }
+    fn forward_rows(&self, rows: &[usize], inputs: &[&[f64]], output: &mut [f64]) -> Option<Outcome> {
+        assert_eq!(inputs.iter().map(|input| input.len()).collect::<Vec<_>>(), [24, 0, 24].map(|row| row * rows.len()));
+        output.iter_mut().zip(inputs[0]).zip(inputs[2]).for_each(|((y, a), b)| *y = a * b);
+        Some(Ok(()))
+    }
+}
+
+#[test]
+fn rows_of_several_inputs_are_checked_in_blocks_though_those_of_one_are_empty() {
+    let mut rng = default_rng(6);
+    let [a, b, dy] = [(); 3].map(|()| rng.random(&Products::SHAPE));
+    let inputs = [a, ArrayD::zeros(vec![Products::SHAPE[0], 0]), b];
+    for mode in MODES {
+        let report = GradCheck::new().mode(mode).run(&Products, &inputs, &dy).unwrap();
+        let verdicts: Vec<_> = report.inputs.iter().map(|input| input.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Passed, Verdict::Inconclusive, Verdict::Passed], "{mode}: {report}");
+        assert_eq!(report.reasons, ["none: has no elements, so there is nothing to compare"], "{mode}");
+    }
+}
