@@ -52,7 +52,7 @@ pub(crate) fn backward<T: Element>(job: BackwardJob<'_, '_, T>, mut gradients: [
     let wants_sums = gradients.iter().any(Option::is_some);
     let parallel = super::is_parallel::<T>(rows * width);
     let streaming = match job.streaming {
-        Streaming::Auto if wants_sums && prefers_caches::<T>(width) => Streaming::Never,
+        Streaming::Auto if wants_sums && prefers_caches(width, job.dx.as_ref()) => Streaming::Never,
         streaming => streaming,
     };
     let place = super::place(streaming, 3 * rows * width * size_of::<T>(), parallel);

@@ -42,13 +42,13 @@ fn task_rows<T>(rows: usize, width: usize) -> usize {
     task_rows_on(rayon::current_num_threads(), rows, width * size_of::<T>())
 }
 
-/// Rows in a task on so many threads: as many tasks for each thread, so that none waits for another, or less than one; and whole
-/// batches of the kernels, where there are so many rows.
+/// Rows in a task on so many threads: tasks that are as many for each thread, or fewer than threads, so that none waits for
+/// another. Where a task has many rows they are whole batches of the kernels.
 fn task_rows_on(threads: usize, rows: usize, row_bytes: usize) -> usize {
     let most = (rows * row_bytes / TASK_BYTES).clamp(1, TASKS * threads);
     let tasks = if most > threads { most - most % threads } else { most };
     let task = rows.div_ceil(tasks);
-    if task > BATCH { task.next_multiple_of(BATCH) } else { task }
+    if task >= 8 * BATCH { task.next_multiple_of(BATCH) } else { task }
 }
 
 /// Rows that are gathered at a time.
@@ -108,8 +108,8 @@ fn aligned<'a, T: Element>(
 pub enum Streaming {
     /// Where inputs and outputs together are more than half of the last-level cache, or those of a thread fill the pages whose
     /// addresses a core has at hand (8 MiB, or more where the CPU says so: 12 on an EPYC, Zen 4). Not where a CPU is known to
-    /// be slower so: AMD's, backward of rows of 16 elements or more in less than 256 bytes that are no multiple of 64 bytes, with
-    /// dgamma or dbeta.
+    /// be slower so: AMD's, backward of rows of 16 elements or more in 256 bytes or less, with dgamma or dbeta, where dx is added
+    /// to or does not lie at whole cache lines.
     #[default]
     Auto,
     /// Always.
@@ -131,7 +131,7 @@ impl Streaming {
 
 #[cfg(test)]
 mod tests {
-    use super::{Streaming, TASKS, cache, task_rows_on};
+    use super::{Streaming, TASK_BYTES, TASKS, cache, task_rows_on};
 
     #[test]
     fn outputs_go_past_the_caches_where_half_of_the_last_or_the_share_of_a_thread_is_too_small() {
@@ -148,20 +148,28 @@ mod tests {
         }
     }
 
+    /// Where there is a task's work for each, no thread has much more than its share, whichever takes the next task.
     #[test]
-    fn threads_have_the_same_number_of_tasks() {
+    fn no_thread_has_much_more_to_do_than_another() {
         // 192 KiB would be three tasks of 64 KiB, and one of two threads would take two of them.
         assert_eq!(task_rows_on(2, 64, 768 * 4), 32);
-        assert_eq!(task_rows_on(3, 64, 768 * 4), 24);
-        // Four for each thread where there is much to do, and less than one where there is little.
         assert_eq!(task_rows_on(2, 8192, 768 * 4), 1024);
-        assert_eq!(task_rows_on(8, 64, 768 * 4), 24);
-        // Rows longer than a task, and rows that are no whole batches.
-        assert_eq!(task_rows_on(2, 20, 1 << 20), 3);
-        assert_eq!(task_rows_on(2, 100, 4096), 24);
-        for (threads, rows, row_bytes) in [(1, 1, 4), (2, 0, 4), (3, 5, 1 << 22), (64, 1_000_000, 32)] {
-            let task = task_rows_on(threads, rows, row_bytes);
-            assert!(task * TASKS * threads >= rows, "{threads} threads, {rows} rows: {task}");
+        for (threads, rows) in (1..=9).flat_map(|threads| (1..600).map(move |rows| (threads, rows))) {
+            for row_bytes in [768, 1 << 10, 3 << 10, 4 << 10, 6 << 10, 8 << 10, 32 << 10, 1 << 20] {
+                let task = task_rows_on(threads, rows, row_bytes);
+                let mut loads = vec![0; threads];
+                for first in (0..rows).step_by(task) {
+                    *loads.iter_mut().min().unwrap() += task.min(rows - first);
+                }
+                let (most, share) = (*loads.iter().max().unwrap(), rows.div_ceil(threads));
+                let is_even = most * 10 <= share * 13 || most <= share + 2;
+                let is_much = rows >= threads && rows * row_bytes >= threads * TASK_BYTES;
+                assert!(
+                    is_even || !is_much,
+                    "{threads} threads, {rows} rows of {row_bytes} bytes in tasks of {task}: one has {most}"
+                );
+                assert!(rows.div_ceil(task) <= TASKS * threads, "{threads} threads, {rows} rows in tasks of {task}");
+            }
         }
     }
 }

@@ -140,8 +140,9 @@ const CHOICES: [[bool; 3]; 8] = [
 
 #[test]
 fn any_choice_of_gradients_gives_the_bits_of_all_of_them() {
-    for (width, streaming) in
-        [7, 16, 64, 77, 256, 5000].into_iter().flat_map(|width| [(width, Streaming::Never), (width, Streaming::Always)])
+    for (width, streaming) in [7, 16, 32, 48, 64, 77, 96, 128, 192, 256, 5000]
+        .into_iter()
+        .flat_map(|width| [(width, Streaming::Never), (width, Streaming::Always)])
     {
         let case = Case::<f32>::random(21, width, true, true, 5);
         for backend in backends() {

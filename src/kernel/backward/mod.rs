@@ -17,9 +17,9 @@
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
 //! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short, streamed on
-//!   [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are very short or longer than 4 KiB: the sums of a batch
-//!   are taken row by row ([`piece`]), and then its gradients are written in tiles of columns, all rows to a tile, which keeps
-//!   dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an
+//!   [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are longer than 4 KiB, or very short and have
+//!   sums: the sums of a batch are taken row by row ([`piece`], [`short`]), and then its gradients are written in tiles of columns,
+//!   all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an
 //!   EPYC, of 64 columns from memory 0.8 times.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
@@ -54,8 +54,8 @@ use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use parameter_sums::Counts;
 pub(crate) use parameter_sums::{GROUP, ParameterSums};
 use pipeline::{Batch, Pipeline};
-use plan::Plan;
 pub(crate) use plan::prefers_caches;
+use plan::{Plan, is_whole_lines};
 use std::ops::Range;
 
 /// What is computed: dx without gamma, dx with gamma, or dx, dgamma and dbeta with gamma.
@@ -97,13 +97,12 @@ impl<T: Element> Kernel for Backward<'_, T> {
         if self.parameters.width < careful::NARROW {
             return self.narrow_rows(isa);
         }
-        let is_aligned = self.parameters.width.is_multiple_of(T::LANES)
-            && self.dx.as_ref().is_some_and(|(dx, accumulate)| super::misaligned(dx) == 0 && !accumulate);
+        let width = self.parameters.width;
         let is_far = self.place == Place::Memory;
-        let streams = is_far && is_aligned;
+        let streams = is_far && is_whole_lines(width, self.dx.as_ref());
         // Without gamma. Streamed, they go fused on CPUs other than AMD's, where nothing else was measured.
-        let is_short_block = Plan::is_short::<T>(self.parameters.width) && (self.is_amd || !streams);
-        let is_fused = is_far && !(self.is_amd && Plan::pays_in_blocks::<T>(self.parameters.width));
+        let is_short_block = Plan::is_short::<T>(width) && (self.is_amd || !streams);
+        let is_fused = is_far && !(self.is_amd && Plan::pays_in_blocks::<T>(width, self.sums.is_some()));
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
@@ -156,22 +155,18 @@ impl<T: Element, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUS
 }
 
 impl<T: Element> Backward<'_, T> {
-    /// Whether rows of the commonest widths have loops of their own: not dx with gamma and no sums, and not fused rows that lie
-    /// anywhere in memory.
-    const fn is_common<const WRITE: u8, const MODE: u8, const AHEAD: bool>() -> bool {
-        MODE != SCALED && !(WRITE == STORED && AHEAD)
-    }
-
-    /// Whether short ones have: not those that are fused and not streamed, which are longer.
-    const fn is_common_short<const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>() -> bool {
-        let is_short = !FUSED || WRITE == STREAMED;
-        Self::is_common::<WRITE, MODE, AHEAD>() && is_short
-    }
-
-    /// Whether those of up to a kilobyte have: with sums, where x and dy are in cache. In loops over any width rows of 96 columns
-    /// took 1.36 times as long on an EPYC, of 128 1.2 times, of 256 1.06 times.
-    const fn is_common_block<const WRITE: u8, const MODE: u8, const FUSED: bool>() -> bool {
-        !FUSED && WRITE == STORED && MODE == FULL
+    /// Whether rows of `CHUNKS` chunks have a loop of their own: not dx with gamma and no sums, not fused rows that lie anywhere in
+    /// memory, and of those that are longer than very short ones only 16 chunks fused, or with sums in cache. There, in a loop over
+    /// any width, rows of 96 columns took 1.36 times as long on an EPYC, of 128 1.2 times, of 256 1.06 times.
+    const fn is_common<const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>()
+    -> bool {
+        let is_short = CHUNKS * T::LANES * size_of::<T>() <= Plan::SHORT && (!FUSED || WRITE == STREAMED);
+        let is_row = CHUNKS == Plan::ROW_CHUNKS && FUSED;
+        let is_block = !FUSED && WRITE == STORED && MODE == FULL;
+        CHUNKS * T::LANES >= careful::NARROW
+            && MODE != SCALED
+            && !(WRITE == STORED && AHEAD)
+            && (is_short || is_row || is_block)
     }
 
     /// Full batches of the commonest widths by loops of known length, all other rows by loops over any.
@@ -180,6 +175,7 @@ impl<T: Element> Backward<'_, T> {
         let width = self.parameters.width;
         let count = self.mean.len();
         let mut plan = Plan::new::<T>(width, FUSED);
+        let whole_batch = plan.batch;
         let mut first = 0;
         let mut counts = Counts::default();
         let mut buffer = std::mem::take(self.block);
@@ -190,27 +186,19 @@ impl<T: Element> Backward<'_, T> {
             plan.batch = plan.batch.min(count - first);
             let rows = first..count - (count - first) % plan.batch;
             first = rows.end;
-            let is_batch = plan.batch == BATCH;
-            let chunks = if width.is_multiple_of(T::LANES) { width / T::LANES } else { 0 };
+            let is_known = plan.batch == whole_batch && width.is_multiple_of(T::LANES);
             let (backward, counts, block) = (&mut *self, &mut counts, &mut *block);
             macro_rules! by_length {
-                (short $($short:literal)*, longer $($longer:literal)*) => {
-                    match chunks {
-                        $($short if const { I::SPECIALIZED && Self::is_common_short::<WRITE, MODE, FUSED, AHEAD>() } && is_batch => {
-                            isa.run(Batches::<_, $short, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
+                ($($known:literal)*) => {
+                    match if is_known { width / T::LANES } else { 0 } {
+                        $($known if const { I::SPECIALIZED && Self::is_common::<$known, WRITE, MODE, FUSED, AHEAD>() } => {
+                            isa.run(Batches::<_, $known, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
                         })*
-                        $($longer if const { I::SPECIALIZED && Self::is_common_block::<WRITE, MODE, FUSED>() } && is_batch => {
-                            isa.run(Batches::<_, $longer, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
-                        })*
-                        Plan::ROW_CHUNKS if const { I::SPECIALIZED && Self::is_common::<WRITE, MODE, AHEAD>() && FUSED } => {
-                            const CHUNKS: usize = Plan::ROW_CHUNKS;
-                            isa.run(Batches::<_, CHUNKS, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block });
-                        }
                         _ => isa.run(Batches::<_, 0, WRITE, MODE, FUSED, AHEAD> { backward, plan, rows, counts, block }),
                     }
                 };
             }
-            by_length!(short 1 2 3 4, longer 6 8 12 16);
+            by_length!(1 2 3 4 6 8 12 16);
         }
         if let Some(sums) = &mut self.sums {
             if counts.is_pending {

@@ -2,14 +2,23 @@
 
 use crate::Element;
 use crate::kernel::careful::NARROW;
-use crate::kernel::segment;
+use crate::kernel::{misaligned, segment};
 use crate::simd::{BATCH, is_amd};
 
+/// dx, and whether to add to it.
+type Dx<'a, T> = (&'a mut [T], bool);
+
+/// Whether dx is written, as whole cache lines, so that it can go past the caches without a buffer.
+#[inline(always)]
+pub(super) fn is_whole_lines<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
+    width.is_multiple_of(T::LANES) && dx.is_some_and(|(dx, accumulate)| misaligned(dx) == 0 && !accumulate)
+}
+
 /// Whether dx of rows whose dgamma and dbeta are wanted is better not written past the caches, even to memory: on [AMD's
-/// CPUs](is_amd) that of short rows that are no whole cache lines, all of which would go by way of a buffer. On an EPYC 131072x40
-/// took 1.06 to 1.2 times as long so; 65536x64, which is streamed, takes 0.75 to 0.95 times as long as unstreamed.
-pub(crate) fn prefers_caches<T: Element>(width: usize) -> bool {
-    width >= NARROW && Plan::is_short::<T>(width) && !width.is_multiple_of(T::LANES) && is_amd()
+/// CPUs](is_amd) that of short rows that would go by way of a buffer. On an EPYC 131072x40 took 1.06 to 1.2 times as long so;
+/// 65536x64 at whole cache lines, which is streamed, takes 0.75 to 0.95 times as long as unstreamed.
+pub(crate) fn prefers_caches<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
+    width >= NARROW && Plan::is_short::<T>(width) && !is_whole_lines(width, dx) && is_amd()
 }
 
 /// How rows of some width are taken.
@@ -28,8 +37,9 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
-    const SHORT: usize = 256;
-    /// Chunks of the commonest row that goes by itself: it has a loop of known length. (So have short ones of one to four.)
+    pub(super) const SHORT: usize = 256;
+    /// Chunks of the commonest row that goes by itself, fused: it has a loop of known length. (Those of the rows that go eight at a
+    /// time are others.)
     pub(super) const ROW_CHUNKS: usize = 16;
     /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
@@ -58,15 +68,16 @@ impl Plan {
         self.by_row && self.width * size_of::<T>() > 2 << 10
     }
 
-    /// Whether rows from memory are so long, or so short, that with gamma it pays [AMD's CPUs](is_amd) to take the sums of eight
-    /// rows, and then to write dx of those. On an EPYC rows of 1280 to 8192 columns of f32 took 0.7 to 0.9 times as long so on
-    /// one thread, and 0.75 to 1 times on two, of f64 (768 to 4096) 0.8 to 0.95 times, and 65536x64 0.7 times; rows of 512 to 1024
-    /// columns of f32 1.05 to 1.2 times.
-    pub(super) fn pays_in_blocks<T: Element>(width: usize) -> bool {
-        width * size_of::<T>() > 4 << 10 || Self::is_short::<T>(width)
+    /// Whether rows from memory are so long, or, with dgamma and dbeta, so short that with gamma it pays [AMD's CPUs](is_amd) to
+    /// take the sums of eight rows, and then to write dx of those. On an EPYC rows of 1280 to 8192 columns of f32 took 0.7 to 0.9
+    /// times as long so on one thread, and 0.75 to 1 times on two, of f64 (768 to 4096) 0.8 to 0.95 times, and 65536x64 0.7 times;
+    /// rows of 512 to 1024 columns of f32 1.05 to 1.2 times.
+    pub(super) fn pays_in_blocks<T: Element>(width: usize, has_sums: bool) -> bool {
+        width * size_of::<T>() > 4 << 10 || has_sums && Self::is_short::<T>(width)
     }
 
-    /// As in forward.
+    /// Where `CHUNKS` is not 0 the rows are of so many chunks without a tail, in full batches, and the compiler knows it: the
+    /// loops over short rows then have no loop left in them.
     #[inline(always)]
     pub(super) fn known<T: Element, const CHUNKS: usize>(self) -> Self {
         if const { CHUNKS > 0 } {

@@ -1,5 +1,5 @@
-//! The sums of short rows of a known number of chunks: gamma stays in registers, and no loop is left whose length the compiler
-//! does not know.
+//! The sums of rows of a known number of chunks: no loop is left whose length the compiler does not know, and gamma stays in
+//! registers where there are enough.
 
 use super::piece::{GROUP, RowSums, Terms};
 use super::pipeline::{Finish, Pipeline};
@@ -11,7 +11,8 @@ use crate::simd::{BATCH, Isa, Lanes};
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of a full batch of rows of `CHUNKS` chunks, a run at most, and no tail: the additions are those of
-    /// [`Piece::run`](super::piece::Piece::run). What `sums` holds is not read: it is room that need not be cleared for each batch.
+    /// [`Piece::run`](super::piece::Piece::run). What `sums` holds is not read: it is room that need not be cleared for each
+    /// batch.
     #[inline(always)]
     pub(super) fn sums_of_short_rows<const CHUNKS: usize, const MODE: u8>(&mut self, sums: &mut BatchSums<T, I, 3>) {
         let isa = self.isa;
@@ -40,6 +41,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             }
             for k in rest..CHUNKS {
                 row = row.plus(isa, terms(k));
+            }
+            if const { !CHUNKS.is_multiple_of(GROUP) } {
+                // The run is added to a total there, which turns a -0 into 0: a product of the rest may have vanished. (What a
+                // group is added to is never -0, nor is what comes of it.)
+                row = RowSums::zero(isa) + row;
             }
             [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.h, row.product];
         }

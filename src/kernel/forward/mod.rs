@@ -133,13 +133,12 @@ impl<T: Element> Forward<'_, T> {
             plan.batch = plan.batch.min(rows - first);
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
-            // In a loop over any width rows of one to three chunks took twice as long, of 6 to 12 1.2 to 1.5 times.
             let is_known = plan.batch == BATCH && width.is_multiple_of(T::LANES);
             let chunks = if is_known { width / T::LANES } else { 0 };
             macro_rules! by_length {
                 ($($known:literal)*) => {
                     match chunks {
-                        $($known if const { I::SPECIALIZED } => {
+                        $($known if const { I::SPECIALIZED && $known * T::LANES >= careful::NARROW } => {
                             isa.run(Batches::<_, $known, WRITE, AFFINE, AHEAD>(self, plan, full));
                         })*
                         _ => isa.run(Batches::<_, 0, WRITE, AFFINE, AHEAD>(self, plan, full)),

@@ -16,11 +16,11 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
 pub(super) struct Batch<T> {
+    pub(super) variance: [f64; BATCH],
     pub(super) mean: [T; BATCH],
     pub(super) rstd: [T; BATCH],
     /// What the rounding of the mean lost, times `rstd`, negative.
     pub(super) minus_shift: [T; BATCH],
-    pub(super) variance: [f64; BATCH],
     /// Whether all rows are free of overflow and underflow.
     pub(super) ordinary: bool,
 }

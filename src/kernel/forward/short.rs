@@ -1,6 +1,6 @@
 //! Batches of short rows of a known number of chunks: as [`Pipeline::step`], with no loop in it whose length the compiler does
-//! not know, and with gamma and beta of very short rows in registers. In that one rows of 16 to 64 columns took 1.5 to 2.1 times
-//! as long on an EPYC, and of 96 and 192 columns 1.2 to 1.5 times.
+//! not know, and with gamma and beta of very short rows in registers. In that one rows of 16 and 48 columns took 1.9 to 2.1
+//! times as long on an EPYC, and of 96 and 192 columns 1.2 to 1.5 times.
 
 use super::Forward;
 use super::pipeline::{Finish, Pipeline};
@@ -42,9 +42,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let y = &mut y[of_batch];
         let target = batch_mut::<T, CHUNKS>(if is_staged { &mut *self.staged } else { &mut *y });
         // Without them any chunks do, which are not read.
-        let (gamma, beta) = match (parameters.gamma, parameters.beta) {
-            (Some(gamma), Some(beta)) if AFFINE => (chunks::<T, CHUNKS>(gamma), chunks::<T, CHUNKS>(beta)),
-            _ => (&written[0], &written[0]),
+        let [gamma, beta] = [parameters.gamma, parameters.beta];
+        let [gamma, beta] = if AFFINE {
+            [chunks::<T, CHUNKS>(gamma.unwrap_or(&[])), chunks::<T, CHUNKS>(beta.unwrap_or(&[]))]
+        } else {
+            [&written[0]; 2]
         };
         let mut in_registers = [[T::Lanes::splat(isa, T::ZERO); IN_REGISTERS]; 2];
         if AFFINE && const { CHUNKS <= IN_REGISTERS } {
