@@ -42,7 +42,7 @@ fn task_rows<T>(rows: usize, width: usize) -> usize {
     task_rows_on(rayon::current_num_threads(), rows, width * size_of::<T>())
 }
 
-/// Rows in a task on so many threads: tasks that are as many for each thread, or fewer than threads, so that none waits for
+/// Rows in a task on so many threads: where there are rows enough, as many tasks for each thread, so that none waits long for
 /// another. Where a task has many rows they are whole batches of the kernels.
 fn task_rows_on(threads: usize, rows: usize, row_bytes: usize) -> usize {
     let most = (rows * row_bytes / TASK_BYTES).clamp(1, TASKS * threads);
@@ -148,12 +148,13 @@ mod tests {
         }
     }
 
-    /// Where there is a task's work for each, no thread has much more than its share, whichever takes the next task.
+    /// Where there is a task's work for each, no thread has much more than its share, if the one that has least takes the next.
     #[test]
     fn no_thread_has_much_more_to_do_than_another() {
         // 192 KiB would be three tasks of 64 KiB, and one of two threads would take two of them.
         assert_eq!(task_rows_on(2, 64, 768 * 4), 32);
         assert_eq!(task_rows_on(2, 8192, 768 * 4), 1024);
+        assert_eq!(task_rows_on(2, 0, 768 * 4), 0);
         for (threads, rows) in (1..=9).flat_map(|threads| (1..600).map(move |rows| (threads, rows))) {
             for row_bytes in [768, 1 << 10, 3 << 10, 4 << 10, 6 << 10, 8 << 10, 32 << 10, 1 << 20] {
                 let task = task_rows_on(threads, rows, row_bytes);

@@ -134,8 +134,8 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
 ///   written, one at a time. Such a CPU reads ahead by itself while streaming stores drain, as long as no other reads come
 ///   between: backward of 8192x768 without gamma takes as long as a sum of two arrays on an EPYC, and 1.4 times as
 ///   long with a row read while another is written; on a Xeon the latter takes 0.9 to 1.3 times as long as that sum.
-/// - Backward of rows from memory goes in blocks where they are short, and with gamma where they are longer than 4 KiB. Short ones
-///   with dgamma or dbeta go past the caches as whole cache lines alone.
+/// - Backward of rows from memory goes in blocks where they are short, with gamma if dgamma or dbeta is wanted, and where they are
+///   longer than 4 KiB and have gamma. Short ones with dgamma or dbeta go past the caches as whole cache lines alone.
 pub(crate) fn is_amd() -> bool {
     #[cfg(target_arch = "x86_64")]
     return x86::is_amd();

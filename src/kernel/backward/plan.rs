@@ -15,8 +15,9 @@ pub(super) fn is_whole_lines<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -
 }
 
 /// Whether dx of rows whose dgamma and dbeta are wanted is better not written past the caches, even to memory: on [AMD's
-/// CPUs](is_amd) that of short rows that would go by way of a buffer. On an EPYC 131072x40 took 1.06 to 1.2 times as long so;
-/// 65536x64 at whole cache lines, which is streamed, takes 0.75 to 0.95 times as long as unstreamed.
+/// CPUs](is_amd) that of short rows that would go by way of a buffer. On an EPYC 131072x40 took 1.06 to 1.2 times as long so,
+/// and 16 bytes past a line 65536x32 1.1 to 1.2 times and 65536x64 as long; at whole lines 65536x64 takes 0.75 to 0.95 times as long
+/// streamed as not.
 pub(crate) fn prefers_caches<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
     width >= NARROW && Plan::is_short::<T>(width) && !is_whole_lines(width, dx) && is_amd()
 }
@@ -38,8 +39,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
     pub(super) const SHORT: usize = 256;
-    /// Chunks of the commonest row that goes by itself, fused: it has a loop of known length. (Those of the rows that go eight at a
-    /// time are others.)
+    /// Chunks of the commonest row that goes by itself, fused: it has a loop of known length. (In blocks other rows have, too.)
     pub(super) const ROW_CHUNKS: usize = 16;
     /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
     pub(super) const STAGED: usize = 64;
