@@ -20,6 +20,14 @@ fn same_bits_as_the_model<T: Element>(rows: usize, width: usize, offsets: &[usiz
     }
 }
 
+/// The case at this offset on every backend that rounds once, against the model.
+fn has_the_bits_of_the_model<T: Element>(case: &Case<T>, offset: usize, what: &str) {
+    let expected = case.run(Backend::model(), 0);
+    for backend in backends().into_iter().filter(is_fused) {
+        case.run(backend, offset).assert_same_bits(&expected, &format!("{} {backend:?}, {what}", T::NAME));
+    }
+}
+
 /// A batch of rows and a rest; three batches where full ones may go by a loop of known length, which the second does.
 fn rows_of(width: usize) -> usize {
     if width <= 256 && width.is_multiple_of(8) { 27 } else { 11 }
@@ -56,10 +64,7 @@ fn hard_rows_have_the_bits_of_the_model() {
             for x in &mut case.x {
                 *x = ((f64::from(*x) + mean) * scale) as f32;
             }
-            let expected = case.run(Backend::model(), 0);
-            for backend in backends().into_iter().filter(is_fused) {
-                case.run(backend, 3).assert_same_bits(&expected, &format!("{backend:?}, scale {scale}, mean {mean}"));
-            }
+            has_the_bits_of_the_model(&case, 3, &format!("scale {scale}, mean {mean}"));
         }
     }
 }
@@ -82,11 +87,7 @@ fn zeros_have_the_bits_of_the_model<T: Element>() {
                 case.x[i] = values(row % 5, column, case.x[i]);
                 case.dy[i] = values(row / 5 % 6, column, case.dy[i]);
             }
-            let expected = case.run(Backend::model(), 0);
-            for backend in backends().into_iter().filter(is_fused) {
-                let what = format!("{} {backend:?}, width {width}, parameters: {has_parameters}", T::NAME);
-                case.run(backend, 0).assert_same_bits(&expected, &what);
-            }
+            has_the_bits_of_the_model(&case, 0, &format!("width {width}, parameters: {has_parameters}"));
         }
     }
 }
@@ -103,10 +104,7 @@ fn products_that_vanish_have_the_bits_of_the_model<T: Element>() {
             case.x[i] = T::from_f64(sign * small);
             case.dy[i] = T::from_f64(if column >= width - chunk { -sign * smaller } else { -sign * 0.0 });
         }
-        let expected = case.run(Backend::model(), 0);
-        for backend in backends().into_iter().filter(is_fused) {
-            case.run(backend, 0).assert_same_bits(&expected, &format!("{} {backend:?}, width {width}", T::NAME));
-        }
+        has_the_bits_of_the_model(&case, 0, &format!("width {width}"));
     }
 }
 
@@ -146,11 +144,7 @@ fn rows_written_again_have_the_bits_of_the_model<T: Element>() {
     for has_parameters in [true, false] {
         for width in [17, 64, 100, 128, 256, 300, 768, 5000] {
             let case = with_hard_rows(Case::<T>::random(27, width, has_parameters, has_parameters, 7));
-            let expected = case.run(Backend::model(), 0);
-            for backend in backends().into_iter().filter(is_fused) {
-                let what = format!("{} {backend:?}, width {width}, parameters: {has_parameters}", T::NAME);
-                case.run(backend, 0).assert_same_bits(&expected, &what);
-            }
+            has_the_bits_of_the_model(&case, 0, &format!("width {width}, parameters: {has_parameters}"));
         }
     }
 }

@@ -160,7 +160,7 @@ impl<T: Element> Backward<'_, T> {
     /// 96 columns took 1.36 times as long on an EPYC in a loop over any width, 128 1.2 times, 256 1.06 times.
     const fn is_common<const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>()
     -> bool {
-        let is_short = CHUNKS * T::LANES * size_of::<T>() <= Plan::SHORT && (!FUSED || WRITE == STREAMED);
+        let is_short = Plan::is_short::<T>(CHUNKS * T::LANES) && (!FUSED || WRITE == STREAMED);
         let is_row = CHUNKS == Plan::ROW_CHUNKS && FUSED;
         let is_block = !FUSED && WRITE == STORED && MODE == FULL;
         CHUNKS * T::LANES >= careful::NARROW

@@ -38,7 +38,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
-    pub(super) const SHORT: usize = 256;
+    const SHORT: usize = 256;
     /// Chunks of the commonest row that goes by itself, fused: it has a loop of known length. (In blocks other rows have, too.)
     pub(super) const ROW_CHUNKS: usize = 16;
     /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
@@ -47,7 +47,7 @@ impl Plan {
     pub(super) const AHEAD: usize = 200;
 
     /// Whether rows are so short that they always go in batches.
-    pub(super) fn is_short<T: Element>(width: usize) -> bool {
+    pub(super) const fn is_short<T: Element>(width: usize) -> bool {
         width * size_of::<T>() <= Self::SHORT
     }
 

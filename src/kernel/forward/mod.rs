@@ -134,10 +134,9 @@ impl<T: Element> Forward<'_, T> {
             let full = first..rows - (rows - first) % plan.batch;
             first = full.end;
             let is_known = plan.batch == BATCH && width.is_multiple_of(T::LANES);
-            let chunks = if is_known { width / T::LANES } else { 0 };
             macro_rules! by_length {
                 ($($known:literal)*) => {
-                    match chunks {
+                    match if is_known { width / T::LANES } else { 0 } {
                         $($known if const { I::SPECIALIZED && $known * T::LANES >= careful::NARROW } => {
                             isa.run(Batches::<_, $known, WRITE, AFFINE, AHEAD>(self, plan, full));
                         })*
