@@ -169,7 +169,7 @@ fn share_backward<T: Element>(
     each_row_of_segments(segments, &mut room.sums, &|row, first, sums| {
         let span = row * width..(row + 1) * width;
         let (x, dy) = (&x[span.clone()], &dy[span]);
-        let kernel = Segments { x, dy, gamma: parameters.gamma, mean: mean[row], rstd: rstd[row], first, sums };
+        let kernel = Segments { x, dy, gamma: parameters.gamma, mean: mean[row], first, sums };
         T::run(backend, Work::LongBackward(LongRows::Segments(kernel)));
     });
     let mut differentiator = Differentiator::default();

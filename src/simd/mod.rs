@@ -31,6 +31,9 @@ pub(crate) trait Isa: Copy + Send + Sync + Debug + 'static {
     /// at a time, past the caches. They give the same bits.
     const SPECIALIZED: bool;
 
+    /// Registers of 64 bytes: those of SSE2, unless an instruction set says otherwise.
+    const REGISTERS: usize = 4;
+
     /// Whether [`Lanes::mul_add`] is known to round once.
     const FUSED: bool;
 

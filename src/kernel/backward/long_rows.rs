@@ -46,7 +46,6 @@ pub(crate) struct Segments<'a, T> {
     pub(crate) dy: &'a [T],
     pub(crate) gamma: Option<&'a [T]>,
     pub(crate) mean: T,
-    pub(crate) rstd: T,
     /// The number of the first segment.
     pub(crate) first: usize,
     /// Of each segment.
@@ -124,9 +123,9 @@ impl<T: Element> Kernel for LongRows<'_, T> {
 impl<T: Element> Segments<'_, T> {
     #[inline(always)]
     fn run<I: Isa, const MODE: u8>(self, isa: I) {
-        let Self { x, dy, gamma, mean, rstd, first, sums } = self;
+        let Self { x, dy, gamma, mean, first, sums } = self;
         let gamma = gamma.unwrap_or(&[]);
-        let about = [T::Lanes::splat(isa, mean), T::Lanes::splat(isa, rstd)];
+        let mean = T::Lanes::splat(isa, mean);
         let unused = Coefficients::<T>::default().lanes(isa);
         for (i, sums) in sums.iter_mut().enumerate() {
             let start = (first + i) * segment::<T>();
@@ -137,8 +136,8 @@ impl<T: Element> Segments<'_, T> {
                 summed_dy: &dy[start..][..len],
                 ..Piece::default()
             };
-            let found = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, about, RowSums::zero(isa));
-            *sums = [found.g.sum(), found.h.sum(), found.product.sum()];
+            let found = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, mean, RowSums::zero(isa));
+            *sums = [found.g.sum(), found.d.sum(), found.product.sum()];
         }
     }
 }

@@ -79,41 +79,48 @@ impl<L> Coefficients<L> {
     }
 }
 
-/// `g` and `h` of a chunk.
+/// [`GUARD`] times `g` of a chunk, and `d = x - mean`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<L> {
     g: L,
-    h: L,
+    d: L,
 }
 
 impl<L> Terms<L> {
-    /// Those of a row with the statistics `about`: mean and `rstd`.
+    /// Those of a row with this mean, where gamma is [`guarded`].
     #[inline(always)]
-    pub(super) fn new<T: Element, I: Isa>([mean, rstd]: [L; 2], x: L, dy: L, gamma: Option<L>) -> Self
+    pub(super) fn new<T: Element, I: Isa>(mean: L, x: L, dy: L, gamma: L) -> Self
     where
         L: Lanes<T, I>,
     {
-        let g = match gamma {
-            Some(gamma) => dy * gamma,
-            None => dy,
-        };
-        Self { g, h: (x - mean) * rstd }
+        Self { g: dy * gamma, d: x - mean }
     }
 }
 
-/// [`RowSums`] holds so many times `sum(g)`, so that no `g` is too large without a trace. A power of two changes no digit; but
-/// eight times a `g` of more than a quarter of the largest number overflows, whatever finite number it is added to, and the
-/// row of an infinite sum is computed with care. In the other rows nothing overflows on the way to dx: with `m` for the
-/// largest number, `|g| <= m/4`, and in a row of [`NARROW`](crate::kernel::careful::NARROW) elements or more, whose
-/// statistics are its own, `|mean(g)| <= m/width <= m/16` and `|xhat mean(g xhat)| <= sqrt(width) m/width <= m/4`. Sums of `g`
-/// itself may cancel where a `g - mean(g)` is out of the range and dx is not.
+/// gamma, or 1 where there is none, times [`GUARD`].
+#[inline(always)]
+pub(super) fn guarded<T: Element, I: Isa, L: Lanes<T, I>>(isa: I, gamma: Option<L>) -> L {
+    let guard = L::splat(isa, T::from_f64(GUARD));
+    match gamma {
+        Some(gamma) => gamma * guard,
+        None => guard,
+    }
+}
+
+/// The sums are of so many times `g`, so that no `g` is too large without a trace. A power of two changes no digit; but eight times
+/// a `g` of more than an eighth of the largest number overflows, and the row of a sum that is not finite is computed with care.
+/// In the other rows nothing overflows on the way to dx: with `m` for the largest number, `|g| <= m/8`, and in a row of
+/// [`NARROW`](crate::kernel::careful::NARROW) elements or more, whose statistics are its own, `|mean(g)| <= m/8` and
+/// `|xhat mean(g xhat)| <= sqrt(width) m/width <= m/4`. Sums of `g` itself may cancel where a `g - mean(g)` is out of the range
+/// and dx is not.
 pub(super) const GUARD: f64 = 8.0;
 
-/// [`GUARD`] times `sum(g)`, `sum(h)` and `sum(g * h)`, lane by lane.
+/// [`GUARD`] times `sum(g)`, `sum(d)`, and [`GUARD`] times `sum(g * d)`, lane by lane. (`rstd` is the same for all that is added
+/// up, and so comes last.)
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowSums<L> {
     pub(super) g: L,
-    pub(super) h: L,
+    pub(super) d: L,
     pub(super) product: L,
 }
 
@@ -122,7 +129,7 @@ impl<L: Add<Output = L>> Add for RowSums<L> {
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Self { g: self.g + other.g, h: self.h + other.h, product: self.product + other.product }
+        Self { g: self.g + other.g, d: self.d + other.d, product: self.product + other.product }
     }
 }
 
@@ -133,30 +140,28 @@ impl<L> RowSums<L> {
         L: Lanes<T, I>,
     {
         let zero = L::splat(isa, T::ZERO);
-        Self { g: zero, h: zero, product: zero }
+        Self { g: zero, d: zero, product: zero }
     }
 
     /// With one chunk more.
     #[inline(always)]
-    pub(super) fn plus<T: Element, I: Isa>(self, isa: I, terms: Terms<L>) -> Self
+    pub(super) fn plus<T: Element, I: Isa>(self, terms: Terms<L>) -> Self
     where
         L: Lanes<T, I>,
     {
-        let guard = L::splat(isa, T::from_f64(GUARD));
-        Self { g: terms.g.mul_add(guard, self.g), h: self.h + terms.h, product: terms.g.mul_add(terms.h, self.product) }
+        Self { g: self.g + terms.g, d: self.d + terms.d, product: terms.g.mul_add(terms.d, self.product) }
     }
 
-    /// With a group more: `g` one after the other, as the guard needs it, the others pairwise.
+    /// With a group more, added pairwise.
     #[inline(always)]
-    pub(super) fn plus_group<T: Element, I: Isa>(self, isa: I, [a, b, c, d]: [Terms<L>; GROUP]) -> Self
+    pub(super) fn plus_group<T: Element, I: Isa>(self, [a, b, c, d]: [Terms<L>; GROUP]) -> Self
     where
         L: Lanes<T, I>,
     {
-        let guard = L::splat(isa, T::from_f64(GUARD));
-        let pair = |a: Terms<L>, b: Terms<L>| a.g.mul_add(a.h, b.g * b.h);
+        let pair = |a: Terms<L>, b: Terms<L>| a.g.mul_add(a.d, b.g * b.d);
         Self {
-            g: self.g + d.g.mul_add(guard, c.g.mul_add(guard, b.g.mul_add(guard, a.g * guard))),
-            h: self.h + ((a.h + b.h) + (c.h + d.h)),
+            g: self.g + ((a.g + b.g) + (c.g + d.g)),
+            d: self.d + ((a.d + b.d) + (c.d + d.d)),
             product: self.product + (pair(a, b) + pair(c, d)),
         }
     }
@@ -186,8 +191,8 @@ pub(super) struct Piece<'a, T> {
 struct Loop<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> {
     isa: I,
     coefficients: Coefficients<T::Lanes<I>>,
-    /// The statistics of the row whose sums are taken.
-    about: [T::Lanes<I>; 2],
+    /// The mean of the row whose sums are taken.
+    mean: T::Lanes<I>,
 }
 
 /// x, dy, gamma, summed x and dy are read, x and dy ahead are asked for; dx, dgamma and dbeta are written.
@@ -210,8 +215,8 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
             self.isa.prefetch(&ahead_x[k]);
             self.isa.prefetch(&ahead_dy[k]);
         }
-        let gamma = if Self::GAMMA { Some(load(&gamma[k])) } else { None };
-        Terms::new(self.about, load(&summed_x[k]), load(&summed_dy[k]), gamma)
+        let gamma = guarded(self.isa, if Self::GAMMA { Some(load(&gamma[k])) } else { None });
+        Terms::new(self.mean, load(&summed_x[k]), load(&summed_dy[k]), gamma)
     }
 
     /// Writes a chunk of the gradients of the other row.
@@ -244,9 +249,9 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
         let [x, dy, gamma, summed_x, summed_dy, ..] = arrays.read;
         let gamma = if Self::GAMMA && !gamma.is_empty() { Some(load(gamma)) } else { None };
         if !summed_x.is_empty() {
-            // Lanes without an element have h and g zero.
-            let x = T::Lanes::load_tail(self.isa, summed_x, self.about[0]);
-            *sums = sums.plus(self.isa, Terms::new(self.about, x, load(summed_dy), gamma));
+            // Lanes without an element have d and g zero.
+            let x = T::Lanes::load_tail(self.isa, summed_x, self.mean);
+            *sums = sums.plus(Terms::new(self.mean, x, load(summed_dy), guarded(self.isa, gamma)));
         }
         if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
             let [dx, dgamma, dbeta] = arrays.written;
@@ -270,10 +275,10 @@ impl<T: Element> Piece<'_, T> {
         self,
         isa: I,
         coefficients: Coefficients<T::Lanes<I>>,
-        about: [T::Lanes<I>; 2],
+        mean: T::Lanes<I>,
         mut sums: RowSums<T::Lanes<I>>,
     ) -> RowSums<T::Lanes<I>> {
-        let this = Loop::<T, I, WRITE, MODE, AHEAD> { isa, coefficients, about };
+        let this = Loop::<T, I, WRITE, MODE, AHEAD> { isa, coefficients, mean };
         let used = Loop::<T, I, WRITE, MODE, AHEAD>::USED;
         let Self { x, dy, dx, gamma, dgamma, dbeta, summed_x, summed_dy, ahead_x, ahead_dy } = self;
         let len = summed_x.len() / T::LANES;
@@ -291,7 +296,7 @@ impl<T: Element> Piece<'_, T> {
                 // of 4 KiB, a load after a store to the same distance would wait for it.
                 let terms =
                     [this.terms(&group, 0), this.terms(&group, 1), this.terms(&group, 2), this.terms(&group, 3)];
-                run = run.plus_group(isa, terms);
+                run = run.plus_group(terms);
                 for i in 0..GROUP {
                     this.write(&mut group, i);
                 }
@@ -299,7 +304,7 @@ impl<T: Element> Piece<'_, T> {
             if group_count < first + RUN {
                 for i in 0..GROUP - 1 {
                     if i < rest_len {
-                        run = run.plus(isa, this.terms(&rest, i));
+                        run = run.plus(this.terms(&rest, i));
                         this.write(&mut rest, i);
                     }
                 }

@@ -127,7 +127,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         // In the first step there is no batch before.
         let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
         let is_staged = !self.staged.is_empty();
-        let Backward { parameters, x, dy, mean, rstd, dx, sums: parameter_sums, .. } = &mut *self.backward;
+        let Backward { parameters, x, dy, mean, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
         let (dgamma, dbeta) = if const { MODE == FULL && WRITE != NOT_WRITTEN } {
@@ -141,7 +141,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let (written_x, written_dy) = (&x[of_batch.clone()], &dy[of_batch.clone()]);
         let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
         let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[of_batch]);
-        let about = if SUM { (&mean[next..][..batch], &rstd[next..][..batch]) } else { (&[][..], &[][..]) };
+        let means = if SUM { &mean[next..][..batch] } else { &[] };
 
         let zero = [T::Lanes::splat(isa, T::ZERO); BATCH];
         let mut sums = [zero; 3];
@@ -175,11 +175,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                         ahead_x: &x[ahead.clone()],
                         ahead_dy: &dy[ahead],
                     };
-                    let about = [T::Lanes::splat(isa, about.0[i]), T::Lanes::splat(isa, about.1[i])];
+                    let mean = T::Lanes::splat(isa, means[i]);
                     let coefficients = self.batch.rows.of_row(i).lanes(isa);
-                    let row = RowSums { g: sums[0][i], h: sums[1][i], product: sums[2][i] };
-                    let row = piece.run::<I, WRITE, MODE, AHEAD>(isa, coefficients, about, row);
-                    [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.h, row.product];
+                    let row = RowSums { g: sums[0][i], d: sums[1][i], product: sums[2][i] };
+                    let row = piece.run::<I, WRITE, MODE, AHEAD>(isa, coefficients, mean, row);
+                    [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.d, row.product];
                     if const { WRITE != NOT_WRITTEN } && is_staged && staged < width && !dx.is_empty() {
                         isa.run(Bring {
                             staged: &self.staged[..end - start],
@@ -292,7 +292,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
 
     /// What the gradients of the batch are made of, from the sums of [`RowSums`].
     #[inline(always)]
-    pub(super) fn finish(&mut self, [sum_g, sum_h, mut sum_product]: [[f64; BATCH]; 3]) {
+    pub(super) fn finish(&mut self, [sum_g, sum_d, mut sum_product]: [[f64; BATCH]; 3]) {
         let isa = self.isa;
         let Plan { width, batch, .. } = self.plan;
         let first = self.rows.start;
@@ -305,8 +305,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let per_element = I::F64::splat(isa, 1.0 / width as f64);
         let minus_per_element = I::F64::splat(isa, -1.0 / width as f64);
         let load = |values: &[f64; BATCH]| I::F64::load(isa, values);
-        let (sum_g, sum_h, sum_product) = (load(&sum_g), load(&sum_h), load(&sum_product));
-        let sum_g = sum_g * I::F64::splat(isa, 1.0 / GUARD);
+        let (sum_g, sum_d, sum_product) = (load(&sum_g), load(&sum_d), load(&sum_product));
+        let per_guard = I::F64::splat(isa, 1.0 / GUARD);
+        let scale = load(&stats::to_f64(&rstd));
+        let (sum_g, sum_h, sum_product) = (sum_g * per_guard, sum_d * scale, sum_product * per_guard * scale);
         let product = sum_product - sum_h * per_element * sum_g;
         self.batch.rows = Coefficients {
             mean,

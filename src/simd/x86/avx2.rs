@@ -10,7 +10,7 @@ macro_rules! avx2_features {
 
 avx2_features! { token! {
     /// Proof that the CPU has AVX2 and FMA.
-    Avx2 { f32: F32x16, f64: F64x8 }
+    Avx2 { f32: F32x16, f64: F64x8, registers: 8 }
 } }
 
 register!(F32x16([std::arch::x86_64::__m256; 2]), Avx2, f32, 16, f32x16);

@@ -10,7 +10,7 @@ macro_rules! avx512_features {
 
 avx512_features! { token! {
     /// Proof that the CPU has AVX-512 (F, DQ, BW, VL) and FMA.
-    Avx512 { f32: F32x16, f64: F64x8 }
+    Avx512 { f32: F32x16, f64: F64x8, registers: 32 }
 } }
 
 register!(F32x16(std::arch::x86_64::__m512), Avx512, f32, 16, f32x16);

@@ -11,7 +11,7 @@
 
 /// Defines a token: detection, and the entry to kernels compiled for its features.
 macro_rules! token {
-    ([$($feature:tt)*] $(#[$attribute:meta])* $token:ident { f32: $f32:ident, f64: $f64:ident }) => {
+    ([$($feature:tt)*] $(#[$attribute:meta])* $token:ident { f32: $f32:ident, f64: $f64:ident, registers: $registers:literal }) => {
         $(#[$attribute])*
         #[derive(Clone, Copy, Debug)]
         pub(crate) struct $token(());
@@ -27,6 +27,7 @@ macro_rules! token {
             type F32 = $f32;
             type F64 = $f64;
             const SPECIALIZED: bool = true;
+            const REGISTERS: usize = $registers;
             const FUSED: bool = true;
 
             #[inline]

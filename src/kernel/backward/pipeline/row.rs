@@ -40,7 +40,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             };
             let about = [mean[row], rstd[row]];
             let unused = Coefficients::<T>::default().lanes(isa);
-            let sums = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, splat(isa, about), RowSums::zero(isa));
+            let mean = T::Lanes::splat(isa, mean[row]);
+            let sums = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, mean, RowSums::zero(isa));
             let (coefficients, size) = finished(sums, about, width);
             self.set(i, row, coefficients, size);
         }
@@ -104,7 +105,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             };
             let about = [mean[done], rstd[done]];
             let lanes = coefficients.lanes(isa);
-            let sums = piece.run::<I, WRITE, MODE, AHEAD>(isa, lanes, splat(isa, about), RowSums::zero(isa));
+            let mean = T::Lanes::splat(isa, mean[done]);
+            let sums = piece.run::<I, WRITE, MODE, AHEAD>(isa, lanes, mean, RowSums::zero(isa));
             if is_staged && !dx.is_empty() {
                 let target = &mut dx[start..][..width];
                 isa.run(Bring { staged: self.staged, target, accumulate, stream: true });
@@ -134,12 +136,6 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     }
 }
 
-/// Mean and `rstd` of a row in every lane.
-#[inline(always)]
-fn splat<T: Element, I: Isa>(isa: I, about: [T; 2]) -> [T::Lanes<I>; 2] {
-    [T::Lanes::splat(isa, about[0]), T::Lanes::splat(isa, about[1])]
-}
-
 /// What the gradients of a row are made of, as in [`finish`](Pipeline::finish), and the size of its sums.
 #[inline(always)]
 fn finished<T: Element, I: Isa>(
@@ -148,7 +144,9 @@ fn finished<T: Element, I: Isa>(
     width: usize,
 ) -> (Coefficients<T>, f64) {
     let (per_element, minus_per_element) = (1.0 / width as f64, -1.0 / width as f64);
-    let (sum_g, sum_h, sum_product) = (sums.g.sum() * (1.0 / GUARD), sums.h.sum(), sums.product.sum());
+    let (per_guard, scale) = (1.0 / GUARD, rstd.to_f64());
+    let (sum_g, sum_h, sum_product) =
+        (sums.g.sum() * per_guard, sums.d.sum() * scale, sums.product.sum() * per_guard * scale);
     let product = sum_product - sum_h * per_element * sum_g;
     let coefficients = Coefficients {
         mean,
