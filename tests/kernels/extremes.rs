@@ -46,6 +46,44 @@ fn tiny_gradients() {
     }
 }
 
+/// dx of rows times 2^`x` and gradients times 2^`dy` is 2^`dy - x` times that of the rows and gradients themselves: without
+/// `epsilon` that is exact, wherever all of them are normal numbers.
+fn dx_takes_powers_of_two<T: Element>(powers: impl Fn(i32, i32) -> bool, largest: i32, step: usize) {
+    for (width, gamma) in [(16, true), (33, false), (33, true), (300, true)] {
+        let mut case = Case::<T>::random(9, width, gamma, false, 1);
+        case.epsilon = 0.0;
+        let exact = exact::layer_norm(&case).dx;
+        let times = |values: &[T], power: i32| -> Vec<T> {
+            // In two steps: each is a normal number.
+            let half = 2.0_f64.powi(power / 2);
+            let rest = 2.0_f64.powi(power - power / 2);
+            values.iter().map(|value| T::from_f64(value.to_f64() * half * rest)).collect()
+        };
+        for x in (-largest..=largest).step_by(step) {
+            for dy in (-largest..=largest).step_by(step).filter(|&dy| powers(x, dy)) {
+                let scaled = Case { x: times(&case.x, x), dy: times(&case.dy, dy), ..case.clone() };
+                for backend in backends() {
+                    let found = scaled.run(backend.clone(), 0).dx;
+                    let found = times(&found, x - dy);
+                    for (row, (found, exact)) in found.chunks(width).zip(exact.chunks(width)).enumerate() {
+                        let error = ulps(found, exact);
+                        assert!(
+                            error <= 4.0,
+                            "{backend:?}, width {width}, x 2^{x}, dy 2^{dy}, row {row}: off by {error} ULP"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dx_of_rows_and_gradients_of_all_sizes() {
+    dx_takes_powers_of_two::<f32>(|x, dy| (-110..=120).contains(&(dy - x)), 110, 10);
+    dx_takes_powers_of_two::<f64>(|x, dy| (-900..=1000).contains(&(dy - x)), 900, 60);
+}
+
 #[test]
 fn constant_rows_of_any_size_keep_their_epsilon() {
     for width in [1, 2, 4, 15, 16, 64] {
