@@ -36,8 +36,9 @@ pub(super) fn verify<T: Element>(
     repeated(checks, "forward", &forward, &|| changed_argument(problem, &arguments))?;
     if backward {
         let gradients = |poison: f64| {
-            let buffer = |shape: &[usize]| framed(shape, T::from_f64(poison));
-            let gradients = problem.backward_into(&problem.inputs, &problem.upstream, buffer)?;
+            let declared = problem.declared.iter();
+            let mut gradients: Vec<_> = declared.map(|input| framed(&input.shape, T::from_f64(poison))).collect();
+            problem.backward_into(&problem.inputs, &problem.upstream, &mut gradients)?;
             Ok(Results::of(gradients.into_iter().zip(problem.declared.iter().map(Input::row_len)).collect()))
         };
         repeated(checks, "backward", &gradients, &|| changed_argument(problem, &arguments))?;

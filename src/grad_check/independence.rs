@@ -60,22 +60,29 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
     let mut inputs = problem.inputs.to_vec();
     let mut dy = problem.upstream.clone().into_owned();
     let mut y = problem.poisoned_output();
+    // Poisoned once: that all of them is written is verified on its own. New ones for each pass would take longer to come by than
+    // to fill, a page at a time.
+    let mut gradients = if backward { problem.poisoned_gradients() } else { Vec::new() };
     let mut bits = |inputs: &[ArrayD<T>], dy: &ArrayD<T>, looked_at: &(dyn Fn(usize) -> bool + Sync)| {
         problem.forward(inputs, &mut y, || None)?;
         let of_output = bits_of_rows(y.as_slice().unwrap_or_default(), problem.width(), looked_at);
-        let gradients = if backward { problem.backward(inputs, dy)? } else { Vec::new() };
+        if backward {
+            problem.backward_into(inputs, dy, &mut gradients)?;
+        }
         Ok::<_, CheckError>([of_output, gradient_bits(problem, &gradients, looked_at)])
     };
     let before = bits(&inputs, &dy, &|_| true)?;
     // For each row, the bits whose passes changed it though it was left alone.
     let mut changed = [vec![0_usize; problem.rows], vec![0; problem.rows]];
+    let mut last = None;
     for pass in passes(problem.rows) {
         for (k, input) in inputs.iter_mut().enumerate() {
             if let Locality::Rows(_) = problem.declared[k].locality {
-                fill(problem.input(k), input, problem.declared[k].row_len(), pass);
+                fill(problem.input(k), input, problem.declared[k].row_len(), pass, last);
             }
         }
-        fill(problem.dy(), &mut dy, problem.width(), pass);
+        fill(problem.dy(), &mut dy, problem.width(), pass, last);
+        last = Some(pass);
         let after = bits(&inputs, &dy, &|row| !is_filled(row, pass))?;
         for ((changed, before), after) in changed.iter_mut().zip(&before).zip(&after) {
             for row in (0..problem.rows).filter(|&row| !is_filled(row, pass) && before[row] != after[row]) {
@@ -112,8 +119,10 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
     let (mut before, mut after) = (problem.poisoned_output(), problem.poisoned_output());
     problem.forward(&inputs, &mut before, || None)?;
     let mut changed = vec![0_usize; len];
+    let mut last = None;
     for pass in passes(len) {
-        fill(problem.input(k), &mut inputs[k], 1, pass);
+        fill(problem.input(k), &mut inputs[k], 1, pass, last);
+        last = Some(pass);
         problem.forward(&inputs, &mut after, || None)?;
         let differing = differing_bits(&before, &after, len);
         for column in (0..len).filter(|&column| !is_filled(column, pass) && differing[column] != 0) {
@@ -129,15 +138,25 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
     })
 }
 
-/// Fills the rows of a pass with other values, and restores all others.
+/// Fills the rows of a pass with other values, and restores all others, where the `last` pass did not leave them so.
 ///
 /// A row takes the values of the next one, turned by one element and made a little smaller: values that the operation
 /// can be expected to take, and others than before even where all rows are alike.
-fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, pass: (u32, bool)) {
+fn fill<T: Element>(
+    original: &[T],
+    array: &mut ArrayD<T>,
+    row_len: usize,
+    pass: (u32, bool),
+    last: Option<(u32, bool)>,
+) {
     let rows = original.len() / row_len;
     let target = array.as_slice_mut().unwrap_or_default();
     let targets = target.par_chunks_mut(row_len).with_min_len(GRAIN.div_ceil(row_len));
     targets.enumerate().for_each(|(row, target)| {
+        let was_filled = last.is_some_and(|last| is_filled(row, last));
+        if is_filled(row, pass) == was_filled {
+            return;
+        }
         if is_filled(row, pass) {
             let next = if row + 1 < rows { row + 1 } else { 0 };
             let next = &original[next * row_len..][..row_len];

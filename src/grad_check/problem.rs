@@ -194,30 +194,32 @@ impl<'a, T: Element> Problem<'a, T> {
         (0..self.rows).step_by(rows).map(|start| start..(start + rows).min(self.rows)).collect()
     }
 
-    /// Runs the operation backward on `inputs`, into buffers that are poisoned with NaN.
-    pub(super) fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Result<Vec<ArrayD<T>>, CheckError> {
+    /// Buffers for the gradients, full of NaN.
+    pub(super) fn poisoned_gradients(&self) -> Vec<ArrayD<T>> {
         let poison = T::from_f64(f64::NAN);
-        self.backward_into(inputs, dy, |shape| ArrayD::from_elem(IxDyn(shape), poison))
+        self.declared.iter().map(|input| ArrayD::from_elem(IxDyn(&input.shape), poison)).collect()
     }
 
-    /// The same, into buffers that `buffer` makes.
+    /// Runs the operation backward on `inputs`, into buffers that are poisoned with NaN.
+    pub(super) fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>) -> Result<Vec<ArrayD<T>>, CheckError> {
+        let mut gradients = self.poisoned_gradients();
+        self.backward_into(inputs, dy, &mut gradients)?;
+        Ok(gradients)
+    }
+
+    /// The same, into buffers of the inputs' shapes.
     pub(super) fn backward_into(
         &self,
         inputs: &[ArrayD<T>],
         dy: &ArrayD<T>,
-        buffer: impl Fn(&[usize]) -> ArrayD<T>,
-    ) -> Result<Vec<ArrayD<T>>, CheckError> {
-        let mut gradients: Vec<_> = self.declared.iter().map(|input| buffer(&input.shape)).collect();
-        caught(|| self.operation.backward(inputs, dy, &mut gradients))
+        gradients: &mut [ArrayD<T>],
+    ) -> Result<(), CheckError> {
+        caught(|| self.operation.backward(inputs, dy, gradients))
             .map_err(|failure| failure.at(Call::unperturbed(Stage::Backward)))?;
-        if gradients.len() != self.declared.len() {
-            let (expected, found) = (self.declared.len(), gradients.len());
-            return Err(CheckError::Count { argument: "gradients", expected, found });
-        }
         for (gradient, input) in gradients.iter_mut().zip(&self.declared) {
             tidy(gradient, &format!("gradient of {}", input.name), &input.shape)?;
         }
-        Ok(gradients)
+        Ok(())
     }
 
     /// Counts rows as forwarded, and ends the check where that was asked for.
