@@ -1,10 +1,16 @@
 //! Whether the rows are as independent as the operation declares: verified, exactly, before anything relies on it.
 //!
-//! In pass `b` every row whose number has bit `b` set is filled with other values, and then every other row instead. A
-//! row that is left alone must keep its bits, in the output and in the gradient. Any two rows differ in some bit, so
-//! each is once left alone while the other changes: `2 ceil(log2 rows)` forwards and as many backwards see every
-//! dependence. A row that depends on one other changes in just the passes of the bits in which the two differ, which
-//! names the other.
+//! In each pass some of the rows are filled with other values, and a row that is left alone must keep its bits, in the output
+//! and in the gradient. The passes in which a row is filled are its code. All codes have half of the passes, so none
+//! of them holds another: of any two rows, each is once left alone while the other changes, and every dependence is
+//! seen. There are as many such codes as ways to choose half of the passes, so that not many more than `log2 rows` passes do, each
+//! a forward and a backward: 15 for 4096 rows. (Sperner, "Ein Satz über Untermengen einer endlichen Menge", 1928: no other
+//! codes would do with fewer. The bits of the row's number, set and not set, would take 24.)
+//!
+//! What a dependent row depends on is then found by filling ever fewer rows: a check that found such a row ends there,
+//! so that it costs less than one that does not.
+
+use std::ops::Range;
 
 use ndarray::ArrayD;
 use rayon::prelude::*;
@@ -44,120 +50,196 @@ pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Re
     Ok(checks)
 }
 
-/// The passes: each bit that a number below `count` can have, set and not set.
-fn passes(count: usize) -> impl Iterator<Item = (u32, bool)> {
-    let bits = usize::BITS - count.saturating_sub(1).leading_zeros();
-    (0..bits).flat_map(|bit| [(bit, true), (bit, false)])
+/// Which numbers are filled with other values in which pass.
+struct Passes {
+    /// Of each number, a bit for each pass.
+    codes: Vec<u64>,
+    count: u32,
 }
 
-/// Whether number `number` is filled with other values in a pass.
-fn is_filled(number: usize, (bit, set): (u32, bool)) -> bool {
-    (number >> bit & 1 == 1) == set
+impl Passes {
+    /// Those that tell so many numbers apart.
+    fn of(numbers: usize) -> Self {
+        let count = count(numbers);
+        let mut code = (1 << (count / 2)) - 1;
+        let mut codes = Vec::with_capacity(numbers);
+        while codes.len() < numbers {
+            codes.push(code);
+            code = next_of_as_many_bits(code);
+        }
+        Self { codes, count }
+    }
+
+    fn is_filled(&self, number: usize, pass: u32) -> bool {
+        self.codes[number] >> pass & 1 == 1
+    }
+}
+
+/// Passes that tell so many numbers apart: the fewest of which there are as many halves as numbers.
+pub(super) fn count(numbers: usize) -> u32 {
+    (0..u64::BITS).find(|&passes| halves(passes) >= numbers as u128).unwrap_or(u64::BITS)
+}
+
+/// The ways to choose half of so many, rounded down.
+fn halves(of: u32) -> u128 {
+    // Each product is a number of ways itself, and divides without a rest.
+    (1..=u128::from(of / 2)).fold(1, |ways, chosen| ways * (u128::from(of) - chosen + 1) / chosen)
+}
+
+/// The next larger number with as many bits set. (Gosper; Beeler, Gosper and Schroeppel, "HAKMEM", 1972, item 175.)
+fn next_of_as_many_bits(bits: u64) -> u64 {
+    if bits == 0 {
+        return 0;
+    }
+    let lowest = bits & bits.wrapping_neg();
+    let carried = bits.wrapping_add(lowest);
+    carried | ((bits ^ carried) >> 2) / lowest
+}
+
+/// An operation with arrays in which rows are filled.
+struct Filled<'p, 'a, T: Element> {
+    problem: &'p Problem<'a, T>,
+    /// Which rows are.
+    rows: Vec<bool>,
+    inputs: Vec<ArrayD<T>>,
+    dy: ArrayD<T>,
+    y: ArrayD<T>,
+    /// None, unless the backward is under test.
+    gradients: Vec<ArrayD<T>>,
+}
+
+impl<'p, 'a, T: Element> Filled<'p, 'a, T> {
+    /// No row yet.
+    fn new(problem: &'p Problem<'a, T>, backward: bool) -> Self {
+        Self {
+            problem,
+            rows: vec![false; problem.rows],
+            inputs: problem.inputs.to_vec(),
+            dy: problem.upstream.clone().into_owned(),
+            y: problem.poisoned_output(),
+            // New ones for each pass would take longer to come by than to fill, a page at a time.
+            gradients: if backward { problem.poisoned_gradients() } else { Vec::new() },
+        }
+    }
+
+    /// Fills these rows, and restores all others; gives hashes of the bits of those others in the output, and in the gradient.
+    fn bits(&mut self, fills: &dyn Fn(usize) -> bool) -> Result<[Vec<u64>; 2], CheckError> {
+        let problem = self.problem;
+        let fills: Vec<bool> = (0..self.rows.len()).map(fills).collect();
+        for (k, input) in self.inputs.iter_mut().enumerate() {
+            if let Locality::Rows(_) = problem.declared[k].locality {
+                fill(problem.input(k), input, problem.declared[k].row_len(), &self.rows, &fills);
+            }
+        }
+        fill(problem.dy(), &mut self.dy, problem.width(), &self.rows, &fills);
+        self.rows = fills;
+        problem.forward(&self.inputs, &mut self.y, || None)?;
+        let left_alone = |row: usize| !self.rows[row];
+        let of_output = bits_of_rows(self.y.as_slice().unwrap_or_default(), problem.width(), &left_alone);
+        if !self.gradients.is_empty() {
+            problem.backward_into(&self.inputs, &self.dy, &mut self.gradients)?;
+        }
+        let of_gradients = gradient_bits(problem, &self.gradients, &left_alone);
+        poison_rows(&mut self.y, problem.width());
+        for (gradient, declared) in self.gradients.iter_mut().zip(&problem.declared) {
+            poison_rows(gradient, declared.row_len());
+        }
+        Ok([of_output, of_gradients])
+    }
 }
 
 /// The forward's rows, and the backward's.
 fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
-    let mut inputs = problem.inputs.to_vec();
-    let mut dy = problem.upstream.clone().into_owned();
-    let mut y = problem.poisoned_output();
-    // Poisoned once: that all of them is written is verified on its own. New ones for each pass would take longer to come by than
-    // to fill, a page at a time.
-    let mut gradients = if backward { problem.poisoned_gradients() } else { Vec::new() };
-    let mut bits = |inputs: &[ArrayD<T>], dy: &ArrayD<T>, looked_at: &(dyn Fn(usize) -> bool + Sync)| {
-        problem.forward(inputs, &mut y, || None)?;
-        let of_output = bits_of_rows(y.as_slice().unwrap_or_default(), problem.width(), looked_at);
-        if backward {
-            problem.backward_into(inputs, dy, &mut gradients)?;
-        }
-        Ok::<_, CheckError>([of_output, gradient_bits(problem, &gradients, looked_at)])
-    };
-    let before = bits(&inputs, &dy, &|_| true)?;
-    // For each row, the bits whose passes changed it though it was left alone.
-    let mut changed = [vec![0_usize; problem.rows], vec![0; problem.rows]];
-    let mut last = None;
-    for pass in passes(problem.rows) {
-        for (k, input) in inputs.iter_mut().enumerate() {
-            if let Locality::Rows(_) = problem.declared[k].locality {
-                fill(problem.input(k), input, problem.declared[k].row_len(), pass, last);
-            }
-        }
-        fill(problem.dy(), &mut dy, problem.width(), pass, last);
-        last = Some(pass);
-        let after = bits(&inputs, &dy, &|row| !is_filled(row, pass))?;
+    let rows = problem.rows;
+    let passes = Passes::of(rows);
+    let mut filled = Filled::new(problem, backward);
+    let before = filled.bits(&|_| false)?;
+    // Whether a row changed though it was left alone.
+    let mut changed = [(); 2].map(|()| vec![false; rows]);
+    for pass in 0..passes.count {
+        let after = filled.bits(&|row| passes.is_filled(row, pass))?;
         for ((changed, before), after) in changed.iter_mut().zip(&before).zip(&after) {
-            for row in (0..problem.rows).filter(|&row| !is_filled(row, pass) && before[row] != after[row]) {
-                changed[row] |= 1 << pass.0;
+            for row in (0..rows).filter(|&row| !passes.is_filled(row, pass)) {
+                changed[row] |= before[row] != after[row];
             }
         }
     }
-    let [of_output, of_gradient] = changed;
-    let mut checks = vec![row_check(FORWARD, "output", &of_output)];
-    if backward {
-        checks.push(row_check("independence of rows in the backward", "gradient", &of_gradient));
+    let names = [(FORWARD, "output"), ("independence of rows in the backward", "gradient")];
+    let mut checks = Vec::new();
+    for (which, (name, what)) in names.into_iter().enumerate().take(if backward { 2 } else { 1 }) {
+        let Some(row) = changed[which].iter().position(|&changed| changed) else {
+            let kept = format!("each of {rows} rows of the {what} kept its bits while the others changed");
+            checks.push(Check::passed(name, kept));
+            continue;
+        };
+        let before = before[which][row];
+        let other = cause(row, rows, |fills| Ok(filled.bits(fills)?[which][row] != before))?;
+        let other = other.map_or_else(|| "others together".to_owned(), |other| format!("row {other}"));
+        let dependent = changed[which].iter().filter(|&&changed| changed).count();
+        let lost = format!("row {row} of the {what} depends on {other}; {dependent} rows depend on another");
+        checks.push(Check::failed(name, lost));
     }
     Ok(checks)
 }
 
-fn row_check(name: &str, what: &str, changed: &[usize]) -> Check {
-    let Some(row) = changed.iter().position(|&bits| bits != 0) else {
-        let rows = changed.len();
-        return Check::passed(
-            name,
-            format!("each of {rows} rows of the {what} kept its bits while the others changed"),
-        );
-    };
-    let other = row ^ changed[row];
-    let dependent = changed.iter().filter(|&&bits| bits != 0).count();
-    Check::failed(name, format!("row {row} of the {what} depends on row {other}; {dependent} rows depend on another"))
+/// One of `count` numbers that number `of` depends on, if there is one that it does without the others; `changes` says whether it
+/// changes where some are filled.
+fn cause(
+    of: usize,
+    count: usize,
+    mut changes: impl FnMut(&dyn Fn(usize) -> bool) -> Result<bool, CheckError>,
+) -> Result<Option<usize>, CheckError> {
+    let mut changes = |among: &Range<usize>| changes(&|number| number != of && among.contains(&number));
+    let mut among = 0..count;
+    while among.len() > 1 {
+        let middle = among.start + among.len() / 2;
+        let first = among.start..middle;
+        among = if changes(&first)? { first } else { middle..among.end };
+    }
+    Ok(if changes(&among)? { Some(among.start) } else { None })
 }
 
 /// A column of the output must not change while only other elements of the parameter do.
 fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Check, CheckError> {
     let name = format!("{COLUMNS}{}", problem.declared[k].name);
     let len = problem.declared[k].len();
+    let passes = Passes::of(len);
     let mut inputs = problem.inputs.to_vec();
+    let mut filled = vec![false; len];
     let (mut before, mut after) = (problem.poisoned_output(), problem.poisoned_output());
     problem.forward(&inputs, &mut before, || None)?;
-    let mut changed = vec![0_usize; len];
-    let mut last = None;
-    for pass in passes(len) {
-        fill(problem.input(k), &mut inputs[k], 1, pass, last);
-        last = Some(pass);
+    let mut differing = |fills: &dyn Fn(usize) -> bool| {
+        let fills: Vec<bool> = (0..len).map(fills).collect();
+        fill(problem.input(k), &mut inputs[k], 1, &filled, &fills);
+        filled = fills;
         problem.forward(&inputs, &mut after, || None)?;
-        let differing = differing_bits(&before, &after, len);
-        for column in (0..len).filter(|&column| !is_filled(column, pass) && differing[column] != 0) {
-            changed[column] |= 1 << pass.0;
+        Ok::<_, CheckError>(differing_bits(&before, &after, len))
+    };
+    for pass in 0..passes.count {
+        let differing_now = differing(&|element| passes.is_filled(element, pass))?;
+        let changed = (0..len).find(|&column| !passes.is_filled(column, pass) && differing_now[column] != 0);
+        if let Some(column) = changed {
+            let other = cause(column, len, |fills| Ok(differing(fills)?[column] != 0))?;
+            let other = other.map_or_else(|| "others together".to_owned(), |other| format!("element {other}"));
+            return Ok(Check::failed(&name, format!("column {column} of the output depends on {other}")));
         }
     }
-    Ok(match changed.iter().position(|&bits| bits != 0) {
-        None => Check::passed(&name, format!("each of {len} columns kept its bits while other elements changed")),
-        Some(column) => {
-            let other = column ^ changed[column];
-            Check::failed(&name, format!("column {column} of the output depends on element {other}"))
-        }
-    })
+    Ok(Check::passed(&name, format!("each of {len} columns kept its bits while other elements changed")))
 }
 
-/// Fills the rows of a pass with other values, and restores all others, where the `last` pass did not leave them so.
+/// Fills the rows that `fills` names with other values, and restores all others; those of `filled` were filled before.
 ///
 /// A row takes the values of the next one, turned by one element and made a little smaller: values that the operation
 /// can be expected to take, and others than before even where all rows are alike.
-fn fill<T: Element>(
-    original: &[T],
-    array: &mut ArrayD<T>,
-    row_len: usize,
-    pass: (u32, bool),
-    last: Option<(u32, bool)>,
-) {
+fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, filled: &[bool], fills: &[bool]) {
     let rows = original.len() / row_len;
     let target = array.as_slice_mut().unwrap_or_default();
     let targets = target.par_chunks_mut(row_len).with_min_len(GRAIN.div_ceil(row_len));
     targets.enumerate().for_each(|(row, target)| {
-        let was_filled = last.is_some_and(|last| is_filled(row, last));
-        if is_filled(row, pass) == was_filled {
+        if fills[row] == filled[row] {
             return;
         }
-        if is_filled(row, pass) {
+        if fills[row] {
             let next = if row + 1 < rows { row + 1 } else { 0 };
             let next = &original[next * row_len..][..row_len];
             // Two runs, not one chain of both, which would be gone through element by element.
@@ -170,6 +252,12 @@ fn fill<T: Element>(
             target.copy_from_slice(&original[row * row_len..][..row_len]);
         }
     });
+}
+
+/// Poisons an element of each row: one that the next call leaves out must not pass for one that kept its bits.
+fn poison_rows<T: Element>(array: &mut ArrayD<T>, row_len: usize) {
+    let rows = array.as_slice_mut().unwrap_or_default().par_chunks_mut(row_len);
+    rows.with_min_len(GRAIN.div_ceil(row_len)).for_each(|row| row[0] = T::from_f64(f64::NAN));
 }
 
 /// Elements below which a task is not worth its hand-over.
@@ -248,4 +336,43 @@ fn mixed(hash: u64, bits: u64) -> u64 {
     let product = (hash.rotate_left(5) ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     // The upper bits, a sign among them, would else reach few others.
     product ^ product >> 29
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_any_two_numbers_each_is_once_filled_without_the_other() {
+        for numbers in [0, 1, 2, 3, 4, 6, 7, 20, 21, 70, 100] {
+            let passes = Passes::of(numbers);
+            for (a, b) in (0..numbers).flat_map(|a| (0..numbers).map(move |b| (a, b))).filter(|(a, b)| a != b) {
+                let apart = (0..passes.count).any(|pass| passes.is_filled(a, pass) && !passes.is_filled(b, pass));
+                assert!(apart, "{a} and {b} of {numbers}");
+            }
+        }
+    }
+
+    /// The central binomial coefficients are 1, 2, 3, 6, 10, 20, 35, 70, ...
+    #[test]
+    fn there_are_as_few_passes_as_there_can_be() {
+        let expected = [(0, 0), (1, 0), (2, 2), (3, 3), (4, 4), (6, 4), (7, 5), (10, 5), (11, 6), (20, 6), (21, 7)];
+        for (numbers, passes) in expected {
+            assert_eq!(count(numbers), passes, "{numbers}");
+        }
+        assert_eq!([70, 71, 4096, 6435, 6436, 1_000_000].map(count), [8, 9, 15, 15, 16, 23]);
+    }
+
+    #[test]
+    fn a_cause_is_found_where_one_number_is_enough_and_only_there() {
+        for count in [2, 3, 9, 64] {
+            for of in 0..count {
+                for on in (0..count).filter(|&on| on != of) {
+                    assert_eq!(cause(of, count, |fills| Ok(fills(on))).unwrap(), Some(on));
+                    let both = |fills: &dyn Fn(usize) -> bool| Ok(fills(on) && fills((on + 1) % count));
+                    assert_eq!(cause(of, count, both).unwrap(), None);
+                }
+            }
+        }
+    }
 }

@@ -171,7 +171,7 @@ impl<T: Element> Session<'_, T> {
         let splits =
             self.splits() && self.problem.declared.iter().any(|input| matches!(input.locality, Locality::Rows(_)));
         let rows = if splits { self.problem.rows } else { 1 };
-        2 * u64::from(usize::BITS - rows.saturating_sub(1).leading_zeros())
+        u64::from(independence::count(rows))
     }
 
     /// Roughly what the whole check is going to cost.

@@ -12,12 +12,15 @@ use std::ops::Range;
 /// 64-byte chunks in a tile: dgamma and dbeta are all registers of AVX2.
 const TILE: usize = 4;
 
-/// The same in cache, of an instruction set that has registers for it, and of rows of more than [`LONG`] chunks with gamma. Where
-/// rows begin at the same distance from a multiple of 4 KiB, so do the lines of x, dy and dx of all rows of a tile, and a
-/// first-level cache has eight places or twelve for them: a line of dx may have to go again before its store has come. The longer
-/// a row's part is, the fewer rows are on their way at a time. Rows of 1024 columns took 1.3 times as long in tiles of four chunks
-/// on an EPYC, of 2048 and of 4096 columns 1.25 times. (One row by itself, without gamma, took 1.1 times as long in long tiles.)
+/// The same of rows with gamma that are stored, not streamed, and longer than [`LONG`] chunks, of an instruction set that has registers
+/// for it. Where rows begin at the same distance from a multiple of 4 KiB, so do the lines of x, dy and dx of all rows of a
+/// tile, and a first-level cache has eight places or twelve for them: a line of dx may have to go again before its store has come.
+/// The longer a row's part is, the fewer rows are on their way at a time. Rows of 1024 columns took 1.3 times as long in
+/// tiles of four chunks on an EPYC, of 2048 and of 4096 columns 1.25 times. (Without gamma it is one row at a time, and took 1.1
+/// times as long in long tiles.)
 const LONG_TILE: usize = 8;
+
+/// Chunks of the longest row that keeps to short tiles: it has the loops of known length.
 const LONG: usize = 16;
 
 /// A batch of rows, and gamma, dgamma and dbeta.
@@ -44,7 +47,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
     #[inline(always)]
     pub(super) fn columns<const WRITE: u8, const MODE: u8, const CONTINUED: bool>(&mut self, columns: Range<usize>) {
         let mut column = columns.start;
-        if const { I::REGISTERS > 2 * LONG_TILE && MODE != PLAIN && WRITE != STREAMED } && self.width > LONG * T::LANES
+        if const { I::REGISTERS > 3 * LONG_TILE && MODE != PLAIN && WRITE != STREAMED } && self.width > LONG * T::LANES
         {
             while column + LONG_TILE * T::LANES <= columns.end {
                 self.tile::<WRITE, MODE, CONTINUED, LONG_TILE>(column);

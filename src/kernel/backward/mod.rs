@@ -10,7 +10,8 @@
 //! ```
 //!
 //! (Ba, Kiros and Hinton, "Layer Normalization", 2016; derived step by step in [`reference`](mod@crate::reference).) What is
-//! added up for the means is `g`, `d = x - mean` and `g * d`: `rstd` is that of the row.
+//! added up is `g`, `d = x - mean` and `g * d`; `h` is `d * rstd`, and `rstd`, the same for the whole row, multiplies the sums.
+//!
 //! The saved mean is rounded to the element type. `mean(h)` recovers what that took away, from sums that are taken
 //! anyway; so backward sees the same corrected mean as forward, and a mean that another library computed less well
 //! does no harm.

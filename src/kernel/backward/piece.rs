@@ -108,11 +108,11 @@ pub(super) fn guarded<T: Element, I: Isa, L: Lanes<T, I>>(isa: I, gamma: Option<
 }
 
 /// The sums are of so many times `g`, so that no `g` is too large without a trace. A power of two changes no digit; but eight times
-/// a `g` of more than an eighth of the largest number overflows, and the row of a sum that is not finite is computed with care.
-/// In the other rows nothing overflows on the way to dx: with `m` for the largest number, `|g| <= m/8`, and in a row of
-/// [`NARROW`](crate::kernel::careful::NARROW) elements or more, whose statistics are its own, `|mean(g)| <= m/8` and
-/// `|xhat mean(g xhat)| <= sqrt(width) m/width <= m/4`. Sums of `g` itself may cancel where a `g - mean(g)` is out of the range
-/// and dx is not.
+/// a `g` of more than an eighth of the largest number is infinite (or NaN, if gamma alone is as large, and dy 0), and so remains the
+/// sum: the row is computed with care. In the other rows nothing overflows on the way to dx: with `m` for the largest number,
+/// `|g| <= m/8`, so that `|mean(g)| <= m/8`; and as sums are at most `m`, in a row of
+/// [`NARROW`](crate::kernel::careful::NARROW) elements or more, whose statistics are its own, `|xhat mean(g xhat)| <=
+/// sqrt(width) m/width <= m/4`. Sums of `g` itself may cancel where a `g - mean(g)` is out of the range and dx is not.
 pub(super) const GUARD: f64 = 8.0;
 
 /// [`GUARD`] times `sum(g)`, `sum(d)`, and [`GUARD`] times `sum(g * d)`, lane by lane. (`rstd` is the same for all that is added
@@ -267,7 +267,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
 }
 
 impl<T: Element> Piece<'_, T> {
-    /// Writes dx, and gives `sums` with those of the other row, whose mean and `rstd` are `about`, added.
+    /// Writes dx, and gives `sums` with those of the other row, whose mean is `mean`, added.
     ///
     /// A streamed piece has dx aligned to 64 bytes, and no tail.
     #[inline(always)]

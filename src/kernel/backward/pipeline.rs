@@ -397,7 +397,8 @@ fn targets<'s, T: Element, const FUSED: bool>(
     }
 }
 
-/// Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel.
+/// Sums as small as that are looked at: they may be of gradients that are all but 0, or cancel. (Larger sums of a row of millions
+/// of elements may be of gradients that [`careful::is_tiny`] would call tiny by a few bits: it leaves room for that.)
 const SMALL: f64 = 1e-18;
 
 /// The largest number of the element type.
