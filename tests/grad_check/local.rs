@@ -1,6 +1,6 @@
 //! The mode for independent rows: it agrees with the exhaustive mode, and verifies what it relies on.
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, Axis};
 
 use super::layer_norm::LayerNorm;
 use llm_operator::Element;
@@ -25,6 +25,35 @@ impl<T: Element> Operation<T> for Whole {
     }
     fn backward(&self, inputs: &[ArrayD<T>], dy: &ArrayD<T>, gradients: &mut [ArrayD<T>]) -> Outcome {
         self.0.backward(inputs, dy, gradients)
+    }
+}
+
+/// The same operation, whose backward leaves the first row of dx as it is where the second is not the one of `usual`.
+struct Forgetful {
+    layer_norm: LayerNorm,
+    usual: ArrayD<f64>,
+}
+
+impl Operation<f64> for Forgetful {
+    fn name(&self) -> String {
+        "forgetful".to_owned()
+    }
+    fn inputs(&self) -> Vec<Input> {
+        Operation::<f64>::inputs(&self.layer_norm)
+    }
+    fn output_shape(&self) -> Vec<usize> {
+        self.layer_norm.shape.clone()
+    }
+    fn forward(&self, inputs: &[ArrayD<f64>], output: &mut ArrayD<f64>) -> Outcome {
+        self.layer_norm.forward(inputs, output)
+    }
+    fn backward(&self, inputs: &[ArrayD<f64>], dy: &ArrayD<f64>, gradients: &mut [ArrayD<f64>]) -> Outcome {
+        let before = gradients[0].index_axis(Axis(0), 0).to_owned();
+        self.layer_norm.backward(inputs, dy, gradients)?;
+        if inputs[0].index_axis(Axis(0), 1) != self.usual.index_axis(Axis(0), 1) {
+            gradients[0].index_axis_mut(Axis(0), 0).assign(&before);
+        }
+        Ok(())
     }
 }
 
@@ -76,6 +105,18 @@ fn a_row_that_depends_on_another_is_found_by_name() {
         assert!(check.detail.starts_with(&expected), "{}", check.detail);
         assert!(report.reasons.iter().any(|reason| reason.contains(&expected)));
     }
+}
+
+/// Its row keeps what the buffer held, which is what it would have held.
+#[test]
+fn a_row_that_is_left_unwritten_for_another_is_found_by_name() {
+    let layer_norm = LayerNorm::new(&[9, 8]);
+    let (inputs, dy) = layer_norm.data::<f64>(&mut default_rng(8), |_, x| x);
+    let forgetful = Forgetful { layer_norm, usual: inputs[0].clone() };
+    let report = GradCheck::new().mode(Mode::Local).run(&forgetful, &inputs, &dy).unwrap();
+    assert_eq!(report.verdict, Verdict::Wrong);
+    let check = report.checks.iter().find(|check| check.name == "independence of rows in the backward").unwrap();
+    assert!(check.detail.starts_with("row 0 of the gradient depends on row 1; 1 rows depend"), "{}", check.detail);
 }
 
 #[test]
