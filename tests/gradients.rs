@@ -161,6 +161,23 @@ fn an_operation_whose_rows_depend_on_each_other_in_one_place_is_named() {
     }
 }
 
+/// y = x^2, but for one element that takes something from two rows before, when both are others than usual.
+#[test]
+fn a_row_that_depends_on_two_others_together_is_named() {
+    let usual = default_rng(1000).random(&[16, 3]);
+    let leaking = |x: &ArrayD<f64>| {
+        let mut y = x * x;
+        y[[11, 2]] += (x[[7, 0]] - usual[[7, 0]]) * (x[[3, 0]] - usual[[3, 0]]);
+        y
+    };
+    let operation = Function::new("leaking square", [16, 3], leaking, |x, dy| 2.0 * x * dy).independent_rows();
+    let dy = default_rng(1).random(&[16, 3]);
+    let report = GradCheck::new().mode(Mode::Local).run(&operation, std::slice::from_ref(&usual), &dy).unwrap();
+    assert_eq!(report.verdict, Verdict::Wrong, "{report}");
+    let named = "row 11 of the output depends on several others together; 1 of 16 rows depend on others";
+    assert!(report.reasons.iter().any(|reason| reason.contains(named)), "{report}");
+}
+
 /// Of two elements dx is all but 0: what differences show there is rounding, which changes with beta.
 #[test]
 fn right_gradients_of_rows_of_two_elements_are_not_accused() {

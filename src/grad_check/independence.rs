@@ -1,14 +1,15 @@
 //! Whether the rows are as independent as the operation declares: verified, exactly, before anything relies on it.
 //!
 //! In each pass some of the rows are filled with other values, and a row that is left alone must keep its bits, in the output
-//! and in the gradient. The passes in which a row is filled are its code. All codes have half of the passes, so none
-//! of them holds another: of any two rows, each is once left alone while the other changes, and every dependence is
-//! seen. There are as many such codes as ways to choose half of the passes, so that not many more than `log2 rows` passes do, each
-//! a forward and a backward: 15 for 4096 rows. (Sperner, "Ein Satz über Untermengen einer endlichen Menge", 1928: no other
-//! codes would do with fewer. The bits of the row's number, set and not set, would take 24.)
+//! and in the gradient. The passes in which a row is filled are its code. All codes are different and have half of the
+//! passes, rounded up, so none of them holds another: of any two rows, each is once left alone while the other changes, and
+//! every dependence of a row on one other is seen. (One that shows only where several others change at a time is seen where a
+//! pass fills those and leaves the row.) There are as many codes as ways to choose so many passes, so that not many
+//! more than `log2 rows` passes do, each a forward and a backward: 15 for 4096 rows. (Sperner, "Ein Satz über Untermengen einer
+//! endlichen Menge", 1928: no other codes would do with fewer. The bits of the row's number, set and not set, would take 24.)
 //!
-//! What a dependent row depends on is then found by filling ever fewer rows: a check that found such a row ends there,
-//! so that it costs less than one that does not.
+//! What a dependent row depends on is then found by filling ever fewer rows, in about as many passes again. A check whose
+//! forward has such a row ends there, so that it costs less than one without.
 
 use std::ops::Range;
 
@@ -39,7 +40,8 @@ const COLUMNS: &str = "independence of columns of ";
 pub(super) fn verify<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<Vec<Check>, CheckError> {
     let mut checks = Vec::new();
     let in_rows = |locality| matches!(locality, Locality::Rows(_));
-    if problem.rows > 1 && problem.declared.iter().any(|input| in_rows(input.locality)) {
+    // Rows without elements keep all the bits that they have.
+    if problem.rows > 1 && problem.output_len() > 0 && problem.declared.iter().any(|input| in_rows(input.locality)) {
         checks.extend(verify_rows(problem, backward)?);
     }
     for (k, input) in problem.declared.iter().enumerate() {
@@ -61,7 +63,7 @@ impl Passes {
     /// Those that tell so many numbers apart.
     fn of(numbers: usize) -> Self {
         let count = count(numbers);
-        let mut code = (1 << (count / 2)) - 1;
+        let mut code = (1 << count.div_ceil(2)) - 1;
         let mut codes = Vec::with_capacity(numbers);
         while codes.len() < numbers {
             codes.push(code);
@@ -93,14 +95,14 @@ fn next_of_as_many_bits(bits: u64) -> u64 {
     }
     let lowest = bits & bits.wrapping_neg();
     let carried = bits.wrapping_add(lowest);
-    carried | ((bits ^ carried) >> 2) / lowest
+    carried | (((bits ^ carried) >> 2) / lowest)
 }
 
 /// An operation with arrays in which rows are filled.
 struct Filled<'p, 'a, T: Element> {
     problem: &'p Problem<'a, T>,
     /// Which rows are.
-    rows: Vec<bool>,
+    filled: Vec<bool>,
     inputs: Vec<ArrayD<T>>,
     dy: ArrayD<T>,
     y: ArrayD<T>,
@@ -113,7 +115,7 @@ impl<'p, 'a, T: Element> Filled<'p, 'a, T> {
     fn new(problem: &'p Problem<'a, T>, backward: bool) -> Self {
         Self {
             problem,
-            rows: vec![false; problem.rows],
+            filled: vec![false; problem.rows],
             inputs: problem.inputs.to_vec(),
             dy: problem.upstream.clone().into_owned(),
             y: problem.poisoned_output(),
@@ -125,16 +127,16 @@ impl<'p, 'a, T: Element> Filled<'p, 'a, T> {
     /// Fills these rows, and restores all others; gives hashes of the bits of those others in the output, and in the gradient.
     fn bits(&mut self, fills: &dyn Fn(usize) -> bool) -> Result<[Vec<u64>; 2], CheckError> {
         let problem = self.problem;
-        let fills: Vec<bool> = (0..self.rows.len()).map(fills).collect();
+        let fills: Vec<bool> = (0..self.filled.len()).map(fills).collect();
         for (k, input) in self.inputs.iter_mut().enumerate() {
             if let Locality::Rows(_) = problem.declared[k].locality {
-                fill(problem.input(k), input, problem.declared[k].row_len(), &self.rows, &fills);
+                fill(problem.input(k), input, problem.declared[k].row_len(), &self.filled, &fills);
             }
         }
-        fill(problem.dy(), &mut self.dy, problem.width(), &self.rows, &fills);
-        self.rows = fills;
+        fill(problem.dy(), &mut self.dy, problem.width(), &self.filled, &fills);
+        self.filled = fills;
         problem.forward(&self.inputs, &mut self.y, || None)?;
-        let left_alone = |row: usize| !self.rows[row];
+        let left_alone = |row: usize| !self.filled[row];
         let of_output = bits_of_rows(self.y.as_slice().unwrap_or_default(), problem.width(), &left_alone);
         if !self.gradients.is_empty() {
             problem.backward_into(&self.inputs, &self.dy, &mut self.gradients)?;
@@ -142,7 +144,9 @@ impl<'p, 'a, T: Element> Filled<'p, 'a, T> {
         let of_gradients = gradient_bits(problem, &self.gradients, &left_alone);
         poison_rows(&mut self.y, problem.width());
         for (gradient, declared) in self.gradients.iter_mut().zip(&problem.declared) {
-            poison_rows(gradient, declared.row_len());
+            if let Locality::Rows(_) = declared.locality {
+                poison_rows(gradient, declared.row_len());
+            }
         }
         Ok([of_output, of_gradients])
     }
@@ -155,7 +159,7 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
     let mut filled = Filled::new(problem, backward);
     let before = filled.bits(&|_| false)?;
     // Whether a row changed though it was left alone.
-    let mut changed = [(); 2].map(|()| vec![false; rows]);
+    let mut changed = [vec![false; rows], vec![false; rows]];
     for pass in 0..passes.count {
         let after = filled.bits(&|row| passes.is_filled(row, pass))?;
         for ((changed, before), after) in changed.iter_mut().zip(&before).zip(&after) {
@@ -166,7 +170,7 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
     }
     let names = [(FORWARD, "output"), ("independence of rows in the backward", "gradient")];
     let mut checks = Vec::new();
-    for (which, (name, what)) in names.into_iter().enumerate().take(if backward { 2 } else { 1 }) {
+    for (which, (name, what)) in names.into_iter().enumerate().take(1 + usize::from(backward)) {
         let Some(row) = changed[which].iter().position(|&changed| changed) else {
             let kept = format!("each of {rows} rows of the {what} kept its bits while the others changed");
             checks.push(Check::passed(name, kept));
@@ -174,16 +178,16 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
         };
         let before = before[which][row];
         let other = cause(row, rows, |fills| Ok(filled.bits(fills)?[which][row] != before))?;
-        let other = other.map_or_else(|| "others together".to_owned(), |other| format!("row {other}"));
+        let other = other.map_or_else(|| "several others together".to_owned(), |other| format!("row {other}"));
         let dependent = changed[which].iter().filter(|&&changed| changed).count();
-        let lost = format!("row {row} of the {what} depends on {other}; {dependent} rows depend on another");
+        let lost = format!("row {row} of the {what} depends on {other}; {dependent} of {rows} rows depend on others");
         checks.push(Check::failed(name, lost));
     }
     Ok(checks)
 }
 
-/// One of `count` numbers that number `of` depends on, if there is one that it does without the others; `changes` says whether it
-/// changes where some are filled.
+/// One of `count` numbers that number `of` depends on, if the search comes upon one that is enough by itself; `changes` says whether
+/// it changes where some are filled.
 fn cause(
     of: usize,
     count: usize,
@@ -212,6 +216,7 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
         let fills: Vec<bool> = (0..len).map(fills).collect();
         fill(problem.input(k), &mut inputs[k], 1, &filled, &fills);
         filled = fills;
+        poison_rows(&mut after, len);
         problem.forward(&inputs, &mut after, || None)?;
         Ok::<_, CheckError>(differing_bits(&before, &after, len))
     };
@@ -220,7 +225,7 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
         let changed = (0..len).find(|&column| !passes.is_filled(column, pass) && differing_now[column] != 0);
         if let Some(column) = changed {
             let other = cause(column, len, |fills| Ok(differing(fills)?[column] != 0))?;
-            let other = other.map_or_else(|| "others together".to_owned(), |other| format!("element {other}"));
+            let other = other.map_or_else(|| "several others together".to_owned(), |other| format!("element {other}"));
             return Ok(Check::failed(&name, format!("column {column} of the output depends on {other}")));
         }
     }
@@ -254,10 +259,13 @@ fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, fille
     });
 }
 
-/// Poisons an element of each row: one that the next call leaves out must not pass for one that kept its bits.
+/// Poisons both ends of each row: one that the next call leaves out must not pass for one that kept its bits.
 fn poison_rows<T: Element>(array: &mut ArrayD<T>, row_len: usize) {
     let rows = array.as_slice_mut().unwrap_or_default().par_chunks_mut(row_len);
-    rows.with_min_len(GRAIN.div_ceil(row_len)).for_each(|row| row[0] = T::from_f64(f64::NAN));
+    rows.with_min_len(GRAIN.div_ceil(row_len)).for_each(|row| {
+        let poison = T::from_f64(f64::NAN);
+        (row[0], row[row.len() - 1]) = (poison, poison);
+    });
 }
 
 /// Elements below which a task is not worth its hand-over.

@@ -32,7 +32,8 @@
 //! # What it costs
 //!
 //! With `R` rows of `C` elements that are independent, mode [`Mode::Local`] takes `4 C` forwards of the whole input,
-//! and as many forwards and backwards as tell `R` rows apart, 13 of each for 1024 of them; [`GradCheck::timed`] measures it beside plain forwards.
+//! and as many forwards and backwards as tell `R` rows apart, 13 of each for 1024 of them; [`GradCheck::timed`] measures
+//! it beside plain forwards.
 //! Without independence it is `4 N` forwards for `N` elements. Beside the caller's arrays a check takes the memory of
 //! at most four copies of the inputs and the upstream gradient for each thread (in `f32`, where a report is twice as
 //! large as its inputs, six in mode [`Mode::Exhaustive`] and eight in mode [`Mode::Line`]), where a row has sixteen

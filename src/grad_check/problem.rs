@@ -207,7 +207,7 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(gradients)
     }
 
-    /// The same, into buffers of the inputs' shapes, whatever they hold.
+    /// Runs the operation backward into buffers of the inputs' shapes, whatever they hold.
     pub(super) fn backward_into(
         &self,
         inputs: &[ArrayD<T>],

@@ -76,8 +76,9 @@ pub struct Timing {
     /// Seconds of one forward of the whole input: the median of some before and some after the check.
     pub forward_seconds: f64,
     /// Forwards, and backwards, that the mode takes by definition. For `R` rows of `C` columns in mode `local`: `4 C`
-    /// for the differences and their truncation, 4 for each parameter, and to verify the independence of the rows `2 n`, where
-    /// `n` is the least number of which half can be chosen in `R` ways: 26 for 1024 rows, 30 for 4096, 46 for a million. Pilots, second looks, and what verifies the independence of columns are not among them.
+    /// for the differences and their truncation, 4 for each parameter, and to verify the independence of the rows `2 n`, where `n` is
+    /// the least number of which half, rounded down, can be chosen in at least `R` ways: 26 for 1024 rows, 30 for 4096, 46 for
+    /// a million. Pilots, second looks, and what verifies the independence of columns are not among them.
     pub forwards: u64,
     /// The seconds of measuring over those of so many forwards.
     pub ratio: f64,

@@ -36,7 +36,7 @@ pub(super) fn is_constant<T: Element>(x: &[T]) -> bool {
 
 /// Whether the gradients of a row are not all 0, but so small that products of them with `x - mean` lose bits to underflow: none
 /// reaches 2^-80 in `f32`, 2^-500 in `f64`. In a row whose [`rstd` is ordinary](is_ordinary_rstd) a product is off by
-/// 2^-150 at most, in units of `g * xhat` 2^-110, or else by 2^-1075, which is 2^-625.
+/// 2^-150 at most in `f32`, in units of `g * xhat` 2^-110, and by 2^-1075 in `f64`, which is 2^-625.
 pub(super) fn is_tiny<T: Element>(dy: &[T], gamma: Option<&[T]>) -> bool {
     let least = power_of_two(if T::HAS_WIDE_RANGE { -500 } else { -80 });
     let g = |j: usize| (dy[j].to_f64() * gamma.map_or(1.0, |gamma| gamma[j].to_f64())).abs();
@@ -44,8 +44,8 @@ pub(super) fn is_tiny<T: Element>(dy: &[T], gamma: Option<&[T]>) -> bool {
     largest < least && dy.iter().any(|dy| *dy != T::ZERO)
 }
 
-/// Whether the `rstd` that a forward pass saved says that no `x - mean` is so small that its products lose bits that count, nor so
-/// large that it overflows itself. Where its products overflow their sum shows it.
+/// Whether the `rstd` that a forward pass saved says that `x - mean` as a whole is not so small that its products lose bits that
+/// count, nor so large that it overflows itself. Where its products overflow their sum shows it.
 #[inline(always)]
 pub(super) fn is_ordinary_rstd<T: Element>(rstd: T) -> bool {
     let (least, most) =

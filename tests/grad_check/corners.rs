@@ -26,6 +26,16 @@ fn an_input_without_rows_is_inconclusive_and_no_panic() {
 }
 
 #[test]
+fn rows_without_elements_are_inconclusive_and_no_panic() {
+    let square = Function::new("square", [4, 0], |x: &ArrayD<f64>| x * x, |x, dy| 2.0 * x * dy).independent_rows();
+    let empty = ArrayD::zeros(vec![4, 0]);
+    for mode in MODES {
+        let report = GradCheck::new().mode(mode).run(&square, std::slice::from_ref(&empty), &empty).unwrap();
+        assert_eq!(report.verdict, Verdict::Inconclusive, "{mode}");
+    }
+}
+
+#[test]
 fn a_row_of_one_element_has_no_gradient_and_is_inconclusive() {
     for mode in MODES {
         let report = run(&LayerNorm::new(&[5, 1]), mode);
