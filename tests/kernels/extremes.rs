@@ -63,7 +63,7 @@ fn dx_takes_powers_of_two<T: Element>(powers: impl Fn(i32, i32) -> bool, largest
             for dy in (-largest..=largest).step_by(step).filter(|&dy| powers(x, dy)) {
                 let scaled = Case { x: times(&case.x, x), dy: times(&case.dy, dy), ..case.clone() };
                 for backend in backends() {
-                    let found = scaled.run(backend.clone(), 0).dx;
+                    let found = scaled.run(backend, 0).dx;
                     let found = times(&found, x - dy);
                     for (row, (found, exact)) in found.chunks(width).zip(exact.chunks(width)).enumerate() {
                         let error = ulps(found, exact);
