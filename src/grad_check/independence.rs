@@ -82,7 +82,7 @@ pub(super) fn count(numbers: usize) -> u32 {
     (0..u64::BITS).find(|&passes| halves(passes) >= numbers as u128).unwrap_or(u64::BITS)
 }
 
-/// The ways to choose half of so many, rounded down.
+/// The ways to choose half of so many: of an odd number there are as many rounded up as down.
 fn halves(of: u32) -> u128 {
     // Each product is a number of ways itself, and divides without a rest.
     (1..=u128::from(of / 2)).fold(1, |ways, chosen| ways * (u128::from(of) - chosen + 1) / chosen)
@@ -178,7 +178,7 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
         };
         let before = before[which][row];
         let other = cause(row, rows, |fills| Ok(filled.bits(fills)?[which][row] != before))?;
-        let other = other.map_or_else(|| "several others together".to_owned(), |other| format!("row {other}"));
+        let other = in_words("row", other);
         let dependent = changed[which].iter().filter(|&&changed| changed).count();
         let lost = format!("row {row} of the {what} depends on {other}; {dependent} of {rows} rows depend on others");
         checks.push(Check::failed(name, lost));
@@ -203,6 +203,11 @@ fn cause(
     Ok(if changes(&among)? { Some(among.start) } else { None })
 }
 
+/// What [`cause`] found among things of this name.
+fn in_words(name: &str, cause: Option<usize>) -> String {
+    cause.map_or_else(|| "several others together".to_owned(), |number| format!("{name} {number}"))
+}
+
 /// A column of the output must not change while only other elements of the parameter do.
 fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Check, CheckError> {
     let name = format!("{COLUMNS}{}", problem.declared[k].name);
@@ -225,7 +230,7 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
         let changed = (0..len).find(|&column| !passes.is_filled(column, pass) && differing_now[column] != 0);
         if let Some(column) = changed {
             let other = cause(column, len, |fills| Ok(differing(fills)?[column] != 0))?;
-            let other = other.map_or_else(|| "several others together".to_owned(), |other| format!("element {other}"));
+            let other = in_words("element", other);
             return Ok(Check::failed(&name, format!("column {column} of the output depends on {other}")));
         }
     }

@@ -151,8 +151,15 @@ fn reduced(case: &Case<f64>, scale: f64) -> crate::support::Outcome<Double> {
 #[test]
 fn dx_is_finite_where_what_it_is_made_of_is_not() {
     // Eight times what is just in the range is what is added up; beside it others vanish, or take the sum out of the range.
-    let eighth = f32::MAX / 8.0;
-    let sizes = [(f32::MAX, 1e37), (eighth, 1e37), (eighth, 1e29), (eighth.next_up(), 1e29)];
+    let [quarter, eighth] = [4.0, 8.0].map(|part| f32::MAX / part);
+    let sizes = [
+        (f32::MAX, 1e37),
+        (quarter, 1e37),
+        (quarter.next_up(), 1e37),
+        (eighth, 1e37),
+        (eighth, 1e29),
+        (eighth.next_up(), 1e29),
+    ];
     for width in [16, 20, 64, 256, 768, 5000] {
         for (column, partner) in [(0, 7), (width / 3, 16), (width - 1, 64)] {
             for (gamma, (size, others)) in [false, true].into_iter().flat_map(|gamma| sizes.map(|size| (gamma, size))) {
