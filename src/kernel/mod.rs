@@ -50,6 +50,9 @@ const STORED: u8 = 1;
 /// Past the caches.
 const STREAMED: u8 = 2;
 
+/// Bytes of a first-level cache, of most CPUs that have AVX2: a larger one only holds more.
+const FIRST_LEVEL: usize = 32 << 10;
+
 /// Elements in a segment: 16 KiB of them, so that a second pass over a segment finds it in the first-level
 /// cache.
 pub(crate) const fn segment<T: Vectorized>() -> usize {

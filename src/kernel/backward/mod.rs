@@ -235,7 +235,7 @@ impl<T: Element> Backward<'_, T> {
             plan.staged = plan.tile;
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
-        let apart = const { MODE == PLAIN } && AHEAD && self.is_amd && plan.pays_apart::<T>();
+        let apart = const { MODE == PLAIN } && self.is_amd && plan.pays_apart::<T>(AHEAD);
         let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, counts, block, backward: self };
         if FUSED {
             pipeline.sums::<MODE>();

@@ -10,8 +10,8 @@
 //!   times as long in batches of four rows.
 //! - Rows too long for a first-level cache to hold two of them go in tiles of columns; with gamma and beta eight rows to a tile,
 //!   so that those are read once a batch and not once a row.
-//! - Without gamma and beta [AMD's CPUs](crate::simd::is_amd) rather take the sums of a whole row from memory and then write it,
-//!   from rows of three kilobytes on.
+//! - Without gamma and beta [AMD's CPUs](crate::simd::is_amd) rather take the sums of a whole row and then write it, from rows of
+//!   three kilobytes on in memory, and of eight in cache, up to half of a first-level cache.
 //! - Rows so long that several threads share them go in the steps of [`long_rows`].
 
 pub(crate) mod long_rows;
@@ -126,7 +126,7 @@ impl<T: Element> Forward<'_, T> {
     fn all_rows<I: Isa, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(&mut self, isa: I) {
         let width = self.parameters.width;
         let rows = self.x.len() / width;
-        let mut plan = Plan::new::<T>(width, AFFINE, !AFFINE && self.place == Place::Memory && self.is_amd);
+        let mut plan = Plan::new::<T>(width, AFFINE, self.place, self.is_amd);
         let mut first = 0;
         // The last batch may have fewer rows.
         while first < rows {

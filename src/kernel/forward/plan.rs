@@ -1,7 +1,8 @@
 //! How many rows and columns of some width go together.
 
+use super::Place;
 use crate::Element;
-use crate::kernel::segment;
+use crate::kernel::{FIRST_LEVEL, segment};
 use crate::simd::BATCH;
 
 /// How rows of some width are taken.
@@ -19,8 +20,12 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most: such rows go in batches of eight, whose statistics take about as long as those of one.
     const SHORT: usize = 1 << 10;
-    /// Bytes of a row that goes as a whole while another does, at most.
+    /// Bytes of a row that goes as a whole while another does, at most: a first-level cache holds both, and y.
     const WHOLE: usize = 8 << 10;
+    /// The same in cache, where gamma and beta are to find room beside them: that of five rows. On an EPYC rows of 1792 to 2048
+    /// columns took 1.05 to 1.18 times as long as a whole as in tiles, of 1600 as long, of 1088 to 1536 0.83 to 0.94 times; from
+    /// memory, where tiles break up an even stream, all of them 0.63 to 0.96 times.
+    const WHOLE_AFFINE: usize = FIRST_LEVEL / 5;
     /// Bytes of a row that is rather read, and then written, at least, where that is preferred. On an EPYC rows of 1024 columns
     /// without gamma and beta, from memory, took 0.75 to 0.85 times as long so, of 768 as long, of 512 1.06 times; with gamma
     /// and beta 1.2 times and more.
@@ -33,13 +38,17 @@ impl Plan {
     /// have one place in a page.
     pub(super) const AHEAD: usize = 100;
 
-    /// `prefers_apart` is whether long rows are rather read, and then written.
-    pub(super) fn new<T: Element>(width: usize, is_affine: bool, prefers_apart: bool) -> Self {
+    /// How rows are taken with gamma and beta or without, on [AMD's CPUs](crate::simd::is_amd) or others.
+    pub(super) fn new<T: Element>(width: usize, is_affine: bool, place: Place, is_amd: bool) -> Self {
         let bytes = width * size_of::<T>();
-        if prefers_apart && bytes >= Self::APART && width <= segment::<T>() {
-            // A first-level cache holds the row until it is written.
+        let is_far = place == Place::Memory;
+        let whole = if is_amd && is_affine && !is_far { Self::WHOLE_AFFINE } else { Self::WHOLE };
+        // In cache only rows of which it holds no two and y: it holds one and y. On an EPYC rows of 2112 to 4096 columns
+        // took 0.68 to 0.8 times as long so, of 2048 1.06 times, of 1024 1.3 times.
+        let pays_apart = if is_far { bytes >= Self::APART } else { bytes > whole };
+        if is_amd && !is_affine && pays_apart && width <= segment::<T>() {
             Self { width, batch: 1, tile: width, apart: true }
-        } else if bytes <= Self::WHOLE {
+        } else if bytes <= whole {
             Self { width, batch: if bytes <= Self::SHORT { BATCH } else { 1 }, tile: width, apart: false }
         } else {
             // Rows share what a tile reads of gamma and beta; without those, one row at a time is found in nearer caches.
