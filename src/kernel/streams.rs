@@ -107,9 +107,3 @@ pub(super) fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &m
 pub(super) fn batch<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[[T::Chunk; CHUNKS]; BATCH] {
     T::chunks(slice).0.as_chunks().0.first_chunk().expect("the slice holds a batch of such rows")
 }
-
-/// As [`batch`], to write.
-#[inline(always)]
-pub(super) fn batch_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [[T::Chunk; CHUNKS]; BATCH] {
-    T::chunks_mut(slice).0.as_chunks_mut().0.first_chunk_mut().expect("the slice holds a batch of such rows")
-}

@@ -3,8 +3,8 @@
 //! While a row is normalized, the sums of a later one are taken in the same loop ([`piece`]): x is read from memory once, in
 //! one even stream, and again from cache; `y` is written once, past the caches where the caller asks for that.
 //!
-//! - Rows of up to a kilobyte go in batches of eight, whose statistics take hardly longer than those of one row; those of the
-//!   commonest widths in loops of known length ([`short`]).
+//! - Rows of up to 1.5 KiB go in batches of eight, whose statistics take hardly longer than those of one row ([`short`]); those of
+//!   the commonest widths in loops of known length.
 //! - Longer ones go one at a time: a first-level cache of 32 KiB then holds the row until it is normalized, and its statistics
 //!   are computed without lanes while the CPU takes the sums of the row after it. On an EPYC 64x768 took 1.2 to 1.35
 //!   times as long in batches of four rows.
@@ -181,7 +181,7 @@ impl<T: Element> Forward<'_, T> {
             isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));
             let mut sums = [[T::Lanes::splat(isa, T::ZERO); BATCH]; 2];
             while !pipeline.rows.is_empty() {
-                if const { CHUNKS > 0 } {
+                if const { CHUNKS > 0 } || plan.is_short() {
                     pipeline.short_rows::<CHUNKS, WRITE, AFFINE, AHEAD>(&mut sums);
                 } else {
                     pipeline.step::<WRITE, true, AFFINE, AHEAD>();

@@ -18,8 +18,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Bytes of a short row, at most: such rows go in batches of eight, whose statistics take about as long as those of one.
-    const SHORT: usize = 1 << 10;
+    /// Bytes of a short row, at most: such rows go in batches of eight, whose statistics take about as long as those of one. On
+    /// an EPYC rows of 257 to 384 columns took 1.05 to 1.25 times as long one at a time, of 500 and 512 0.9 to 1.08 times.
+    const SHORT: usize = 3 << 9;
+    /// The same of rows in memory that have no tail: of 320 to 384 columns took 0.95 to 1.05 times as long one at a time with
+    /// gamma and beta, and 0.78 to 0.87 times without. (With a tail, of 300 and 380 columns, 1.1 to 1.4 times.)
+    const SHORT_STREAM: usize = 1 << 10;
     /// Bytes of a row that goes as a whole while another does, at most: a first-level cache holds both, and y.
     const WHOLE: usize = 8 << 10;
     /// The same in cache, where gamma and beta are to find room beside them: that of five rows. On an EPYC rows of 1792 to 2048
@@ -42,6 +46,7 @@ impl Plan {
     pub(super) fn new<T: Element>(width: usize, is_affine: bool, place: Place, is_amd: bool) -> Self {
         let bytes = width * size_of::<T>();
         let is_far = place == Place::Memory;
+        let short = if is_far && width.is_multiple_of(T::LANES) { Self::SHORT_STREAM } else { Self::SHORT };
         let whole = if is_amd && is_affine && !is_far { Self::WHOLE_AFFINE } else { Self::WHOLE };
         // In cache only rows of which it holds no two and y: it holds one and y. On an EPYC rows of 2112 to 4096 columns
         // took 0.68 to 0.8 times as long so, of 2048 1.06 times, of 1024 1.3 times.
@@ -49,7 +54,7 @@ impl Plan {
         if is_amd && !is_affine && pays_apart && width <= segment::<T>() {
             Self { width, batch: 1, tile: width, apart: true }
         } else if bytes <= whole {
-            Self { width, batch: if bytes <= Self::SHORT { BATCH } else { 1 }, tile: width, apart: false }
+            Self { width, batch: if bytes <= short { BATCH } else { 1 }, tile: width, apart: false }
         } else {
             // Rows share what a tile reads of gamma and beta; without those, one row at a time is found in nearer caches.
             let batch = if is_affine { BATCH } else { 1 };
@@ -61,6 +66,12 @@ impl Plan {
     #[inline(always)]
     pub(super) fn is_by_row(self) -> bool {
         self.batch == 1 && self.is_whole()
+    }
+
+    /// Whether a full batch of rows goes as a whole.
+    #[inline(always)]
+    pub(super) fn is_short(self) -> bool {
+        self.batch == BATCH && self.is_whole()
     }
 
     /// Whether rows go as a whole.
