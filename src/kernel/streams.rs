@@ -5,7 +5,6 @@
 
 use crate::Element;
 use crate::element::Vectorized;
-use crate::simd::BATCH;
 
 /// `READ` stretches to read, and `WRITTEN` to write.
 #[derive(Debug)]
@@ -100,10 +99,4 @@ pub(super) fn chunks<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[T::Chunk
 #[inline(always)]
 pub(super) fn chunks_mut<T: Element, const CHUNKS: usize>(slice: &mut [T]) -> &mut [T::Chunk; CHUNKS] {
     T::chunks_mut(slice).0.first_chunk_mut().expect("the caller cut as many columns as CHUNKS chunks have")
-}
-
-/// A full batch of rows of `CHUNKS` chunks, with which the slice begins.
-#[inline(always)]
-pub(super) fn batch<T: Element, const CHUNKS: usize>(slice: &[T]) -> &[[T::Chunk; CHUNKS]; BATCH] {
-    T::chunks(slice).0.as_chunks().0.first_chunk().expect("the slice holds a batch of such rows")
 }

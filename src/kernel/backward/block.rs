@@ -58,6 +58,10 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             self.tile::<WRITE, MODE, CONTINUED, TILE>(column);
             column += TILE * T::LANES;
         }
+        while column + 2 * T::LANES <= columns.end {
+            self.tile::<WRITE, MODE, CONTINUED, 2>(column);
+            column += 2 * T::LANES;
+        }
         while column + T::LANES <= columns.end {
             self.tile::<WRITE, MODE, CONTINUED, 1>(column);
             column += T::LANES;

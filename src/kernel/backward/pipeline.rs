@@ -8,6 +8,7 @@ use super::careful_rows::{Targets, rescued_row};
 use super::parameter_sums::{Counts, GROUP, ParameterSums};
 use super::piece::{Coefficients, GUARD, Piece, RowSums};
 use super::plan::Plan;
+use super::short::SumsOfShortRows;
 use super::{Backward, FULL, PLAIN, SCALED};
 use crate::Element;
 use crate::kernel::copy::Bring;
@@ -236,11 +237,15 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of the next batch: one function for all modes with gamma, and one for that without.
     #[inline(always)]
     pub(super) fn sums<const MODE: u8>(&mut self) {
-        match (const { MODE == PLAIN }, self.plan.by_row) {
-            (true, true) => self.isa.run(SumsByRow::<_, _, PLAIN>(self)),
-            (true, false) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, PLAIN, false>(self, 0..0)),
-            (false, true) => self.isa.run(SumsByRow::<_, _, SCALED>(self)),
-            (false, false) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, SCALED, false>(self, 0..0)),
+        let Plan { batch, by_row, width, .. } = self.plan;
+        let together = batch == BATCH && Plan::has_sums_together::<T>(width);
+        match (const { MODE == PLAIN }, together, by_row) {
+            (true, true, _) => self.isa.run(SumsOfShortRows::<_, _, PLAIN>(self)),
+            (false, true, _) => self.isa.run(SumsOfShortRows::<_, _, SCALED>(self)),
+            (true, _, true) => self.isa.run(SumsByRow::<_, _, PLAIN>(self)),
+            (false, _, true) => self.isa.run(SumsByRow::<_, _, SCALED>(self)),
+            (true, ..) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, PLAIN, false>(self, 0..0)),
+            (false, ..) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, SCALED, false>(self, 0..0)),
         }
     }
 
