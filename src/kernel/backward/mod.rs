@@ -18,11 +18,11 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short, streamed on
-//!   [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are longer than 4 KiB, or very short and have
-//!   sums: the sums of a batch are taken row by row ([`piece`], [`short`]), and then its gradients are written in tiles of
-//!   columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns
-//!   took 0.3 to 0.7 times as long so on an EPYC, of 64 columns from memory 0.8 times.
+//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short; from memory, where
+//!   rows are short, streamed on [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are longer than
+//!   4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all
+//!   rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3
+//!   to 0.7 times as long so on an EPYC.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
 //!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
@@ -102,9 +102,11 @@ impl<T: Element> Kernel for Backward<'_, T> {
         let width = self.parameters.width;
         let is_far = self.place == Place::Memory;
         let streams = is_far && is_whole_lines(width, self.dx.as_ref());
-        // Without gamma. Streamed, they go fused on CPUs other than AMD's, where nothing else was measured.
-        let is_short_block = Plan::is_short::<T>(width) && (self.is_amd || !streams);
-        let is_fused = is_far && !(self.is_amd && Plan::pays_in_blocks::<T>(width, self.sums.is_some()));
+        // Streamed, rows go fused on CPUs other than AMD's, where nothing else was measured.
+        let pays_in_blocks = Plan::pays_in_blocks::<T>(width, streams) && (self.is_amd || !streams);
+        // Without gamma.
+        let is_short_block = if is_far { pays_in_blocks } else { Plan::is_short::<T>(width) };
+        let is_fused = is_far && !pays_in_blocks && !(self.is_amd && Plan::is_long_for_blocks::<T>(width));
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {

@@ -79,12 +79,22 @@ impl Plan {
         self.by_row && bytes > if is_far { 2 << 10 } else { FIRST_LEVEL / 5 }
     }
 
-    /// Whether rows from memory are so long, or, with dgamma and dbeta, so short that with gamma it pays [AMD's CPUs](is_amd) to
-    /// take the sums of eight rows, and then to write dx of those. On an EPYC rows of 1280 to 8192 columns of f32 took 0.7 to 0.9
-    /// times as long so on one thread, and 0.75 to 1 times on two, of f64 (768 to 4096) 0.8 to 0.95 times, and 65536x64 0.7 times;
-    /// rows of 512 to 1024 columns of f32 1.05 to 1.2 times.
-    pub(super) fn pays_in_blocks<T: Element>(width: usize, has_sums: bool) -> bool {
-        width * size_of::<T>() > 4 << 10 || has_sums && Self::is_short::<T>(width)
+    /// Whether rows from memory are so short that it pays to take the sums of eight, and then to write dx of those.
+    ///
+    /// On an EPYC streamed rows of 64 to 128 columns of f32 took 0.5 to 0.77 times as long so with gamma, 0.65 to 0.95 times
+    /// without, of 192 1.02 and 1.14 times, of 256 1.22 and 1.37 times. By way of a buffer, where each row has its own ends that
+    /// cannot be streamed, rows of 80 to 128 columns took 0.68 to 0.95 times as long, of 144 1.2 times; and those with a tail, of 70
+    /// to 180 columns, 0.27 to 0.66 times, of 200 and 250 0.75 to 1 times, of 300 0.87 and 1.06 times, of 500 1 and 1.25 times.
+    pub(super) fn pays_in_blocks<T: Element>(width: usize, streams: bool) -> bool {
+        let has_tail = !streams && !width.is_multiple_of(T::LANES);
+        width * size_of::<T>() <= if has_tail { 1 << 10 } else { 512 }
+    }
+
+    /// Whether rows from memory are so long that with gamma it pays [AMD's CPUs](is_amd) to take the sums of eight rows, and then to
+    /// write dx of those. On an EPYC rows of 1280 to 8192 columns of f32 took 0.7 to 0.9 times as long so on one thread, and 0.75
+    /// to 1 times on two, of f64 (768 to 4096) 0.8 to 0.95 times; rows of 512 to 1024 columns of f32 1.05 to 1.2 times.
+    pub(super) fn is_long_for_blocks<T: Element>(width: usize) -> bool {
+        width * size_of::<T>() > 4 << 10
     }
 
     /// Where `CHUNKS` is not 0 the rows are of so many chunks without a tail, in full batches, and the compiler knows it: the
