@@ -125,30 +125,111 @@ impl<'p, 'a, T: Element> Filled<'p, 'a, T> {
     }
 
     /// Fills these rows, and restores all others; gives hashes of the bits of those others in the output, and in the gradient.
+    ///
+    /// Before and after the calls of the operation all arrays are gone through together: to hand work to the threads takes as long as
+    /// to go through some ten thousand elements.
     fn bits(&mut self, fills: &dyn Fn(usize) -> bool) -> Result<[Vec<u64>; 2], CheckError> {
         let problem = self.problem;
         let fills: Vec<bool> = (0..self.filled.len()).map(fills).collect();
-        for (k, input) in self.inputs.iter_mut().enumerate() {
-            if let Locality::Rows(_) = problem.declared[k].locality {
-                fill(problem.input(k), input, problem.declared[k].row_len(), &self.filled, &fills);
-            }
-        }
-        fill(problem.dy(), &mut self.dy, problem.width(), &self.filled, &fills);
+        let in_rows = |k: usize| matches!(problem.declared[k].locality, Locality::Rows(_));
+        let row_len = |k: usize| problem.declared[k].row_len();
+        let inputs = self.inputs.iter_mut().enumerate().filter(|(k, _)| in_rows(*k));
+        let mut jobs: Vec<_> = inputs
+            .flat_map(|(k, input)| Stretch::all(input, row_len(k)).map(move |rows| (problem.input(k), rows)))
+            .collect();
+        jobs.extend(Stretch::all(&mut self.dy, problem.width()).map(|rows| (problem.dy(), rows)));
+        share_out(jobs, |(_, rows)| rows.rows.len(), |(original, rows)| rows.fill(original, &self.filled, &fills));
         self.filled = fills;
         problem.forward(&self.inputs, &mut self.y, || None)?;
-        let left_alone = |row: usize| !self.filled[row];
-        let of_output = bits_of_rows(self.y.as_slice().unwrap_or_default(), problem.width(), &left_alone);
         if !self.gradients.is_empty() {
             problem.backward_into(&self.inputs, &self.dy, &mut self.gradients)?;
         }
-        let of_gradients = gradient_bits(problem, &self.gradients, &left_alone);
-        poison_rows(&mut self.y, problem.width());
-        for (gradient, declared) in self.gradients.iter_mut().zip(&problem.declared) {
-            if let Locality::Rows(_) = declared.locality {
-                poison_rows(gradient, declared.row_len());
-            }
+        let gradients = self.gradients.iter_mut().enumerate().filter(|(k, _)| in_rows(*k));
+        let mut arrays: Vec<_> = gradients.map(|(k, gradient)| (gradient, row_len(k))).collect();
+        arrays.push((&mut self.y, problem.width()));
+        let mut hashes = vec![vec![0; problem.rows]; arrays.len()];
+        let jobs = arrays.into_iter().zip(&mut hashes);
+        let jobs: Vec<_> = jobs
+            .flat_map(|((array, row_len), hashes)| {
+                Stretch::all(array, row_len).zip(hashes.chunks_mut(Stretch::<T>::rows(row_len)))
+            })
+            .collect();
+        share_out(jobs, |(rows, _)| rows.rows.len(), |(rows, hashes)| rows.take_bits(&self.filled, hashes));
+        let of_output = hashes.pop().unwrap_or_default();
+        let mut of_gradients = vec![0_u64; problem.rows];
+        for hashes in hashes {
+            of_gradients.iter_mut().zip(hashes).for_each(|(all, hash)| *all = all.rotate_left(7) ^ hash);
         }
         Ok([of_output, of_gradients])
+    }
+}
+
+/// Shares out jobs on so many elements each to the threads, in tasks that are worth it.
+fn share_out<J: Send>(jobs: Vec<J>, elements: impl Fn(&J) -> usize, work: impl Fn(J) + Send + Sync) {
+    let tasks = (jobs.iter().map(elements).sum::<usize>() / GRAIN).max(1);
+    let least = jobs.len().div_ceil(tasks).max(1);
+    jobs.into_par_iter().with_min_len(least).for_each(work);
+}
+
+/// Some rows of an array: what a thread goes through at a time.
+struct Stretch<'a, T> {
+    /// The number of the first.
+    first: usize,
+    row_len: usize,
+    rows: &'a mut [T],
+}
+
+impl<'a, T: Element> Stretch<'a, T> {
+    /// Rows in a stretch, but in the last.
+    fn rows(row_len: usize) -> usize {
+        GRAIN.div_ceil(row_len)
+    }
+
+    /// All rows of an array in C order.
+    fn all(array: &'a mut ArrayD<T>, row_len: usize) -> impl Iterator<Item = Self> {
+        let rows = Self::rows(row_len);
+        let stretches = array.as_slice_mut().unwrap_or_default().chunks_mut(rows * row_len).enumerate();
+        stretches.map(move |(i, stretch)| Self { first: i * rows, row_len, rows: stretch })
+    }
+
+    /// The numbers of the rows, and the rows.
+    fn numbered(self) -> impl Iterator<Item = (usize, &'a mut [T])> {
+        (self.first..).zip(self.rows.chunks_exact_mut(self.row_len))
+    }
+
+    /// Fills the rows that `fills` names with other values, and restores all others; those of `filled` were filled before.
+    ///
+    /// A row takes the values of the next one, turned by one element and made a little smaller: values that the operation
+    /// can be expected to take, and others than before even where all rows are alike.
+    fn fill(self, original: &[T], filled: &[bool], fills: &[bool]) {
+        let row_len = self.row_len;
+        let rows = original.len() / row_len;
+        for (row, target) in self.numbered().filter(|(row, _)| fills[*row] != filled[*row]) {
+            if fills[row] {
+                let next = if row + 1 < rows { row + 1 } else { 0 };
+                let next = &original[next * row_len..][..row_len];
+                // Two runs, not one chain of both, which would be gone through element by element.
+                let (first, others) = next.split_at(1);
+                let (front, back) = target.split_at_mut(others.len());
+                for (target, next) in [(front, others), (back, first)] {
+                    target.iter_mut().zip(next).for_each(|(value, next)| *value = T::from_f64(0.9375 * next.to_f64()));
+                }
+            } else {
+                target.copy_from_slice(&original[row * row_len..][..row_len]);
+            }
+        }
+    }
+
+    /// Takes hashes of the rows that are not filled, and poisons both ends of each row: one that the next call leaves out must not
+    /// pass for one that kept its bits.
+    fn take_bits(self, filled: &[bool], hashes: &mut [u64]) {
+        for ((row, values), hash) in self.numbered().zip(hashes) {
+            if !filled[row] {
+                *hash = hash_of_row(values);
+            }
+            let poison = T::from_f64(f64::NAN);
+            (values[0], values[values.len() - 1]) = (poison, poison);
+        }
     }
 }
 
@@ -219,7 +300,7 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
     problem.forward(&inputs, &mut before, || None)?;
     let mut differing = |fills: &dyn Fn(usize) -> bool| {
         let fills: Vec<bool> = (0..len).map(fills).collect();
-        fill(problem.input(k), &mut inputs[k], 1, &filled, &fills);
+        Stretch::all(&mut inputs[k], 1).for_each(|elements| elements.fill(problem.input(k), &filled, &fills));
         filled = fills;
         poison_rows(&mut after, len);
         problem.forward(&inputs, &mut after, || None)?;
@@ -237,33 +318,6 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
     Ok(Check::passed(&name, format!("each of {len} columns kept its bits while other elements changed")))
 }
 
-/// Fills the rows that `fills` names with other values, and restores all others; those of `filled` were filled before.
-///
-/// A row takes the values of the next one, turned by one element and made a little smaller: values that the operation
-/// can be expected to take, and others than before even where all rows are alike.
-fn fill<T: Element>(original: &[T], array: &mut ArrayD<T>, row_len: usize, filled: &[bool], fills: &[bool]) {
-    let rows = original.len() / row_len;
-    let target = array.as_slice_mut().unwrap_or_default();
-    let targets = target.par_chunks_mut(row_len).with_min_len(GRAIN.div_ceil(row_len));
-    targets.enumerate().for_each(|(row, target)| {
-        if fills[row] == filled[row] {
-            return;
-        }
-        if fills[row] {
-            let next = if row + 1 < rows { row + 1 } else { 0 };
-            let next = &original[next * row_len..][..row_len];
-            // Two runs, not one chain of both, which would be gone through element by element.
-            let (first, others) = next.split_at(1);
-            let (front, back) = target.split_at_mut(others.len());
-            for (target, next) in [(front, others), (back, first)] {
-                target.iter_mut().zip(next).for_each(|(value, next)| *value = T::from_f64(0.9375 * next.to_f64()));
-            }
-        } else {
-            target.copy_from_slice(&original[row * row_len..][..row_len]);
-        }
-    });
-}
-
 /// Poisons both ends of each row: one that the next call leaves out must not pass for one that kept its bits.
 fn poison_rows<T: Element>(array: &mut ArrayD<T>, row_len: usize) {
     let rows = array.as_slice_mut().unwrap_or_default().par_chunks_mut(row_len);
@@ -276,32 +330,9 @@ fn poison_rows<T: Element>(array: &mut ArrayD<T>, row_len: usize) {
 /// Elements below which a task is not worth its hand-over.
 const GRAIN: usize = 1 << 15;
 
-/// A hash of the gradients of all inputs that are declared in rows, for each row: arrays as large as these are not
-/// kept.
-fn gradient_bits<T: Element>(
-    problem: &Problem<'_, T>,
-    gradients: &[ArrayD<T>],
-    looked_at: &(dyn Fn(usize) -> bool + Sync),
-) -> Vec<u64> {
-    let mut hashes = vec![0_u64; problem.rows];
-    for (declared, gradient) in problem.declared.iter().zip(gradients) {
-        if let Locality::Rows(_) = declared.locality {
-            let rows = bits_of_rows(gradient.as_slice().unwrap_or_default(), declared.row_len(), looked_at);
-            hashes.iter_mut().zip(rows).for_each(|(hash, row)| *hash = hash.rotate_left(7) ^ row);
-        }
-    }
-    hashes
-}
-
 /// A hash of the bits of each row.
 pub(super) fn row_bits<T: Element>(values: &[T], row_len: usize) -> Vec<u64> {
-    bits_of_rows(values, row_len, &|_| true)
-}
-
-/// The same of the rows that are looked at, and 0 for the others.
-fn bits_of_rows<T: Element>(values: &[T], row_len: usize, looked_at: &(dyn Fn(usize) -> bool + Sync)) -> Vec<u64> {
-    let rows = values.par_chunks(row_len).with_min_len(GRAIN.div_ceil(row_len)).enumerate();
-    rows.map(|(row, values)| if looked_at(row) { hash_of_row(values) } else { 0 }).collect()
+    values.par_chunks(row_len).with_min_len(GRAIN.div_ceil(row_len)).map(hash_of_row).collect()
 }
 
 /// Four hashes, each of a fourth of the numbers, so that the processor need not wait for one multiplication to begin the next,

@@ -73,8 +73,12 @@ fn run<T: Element>(
 }
 
 fn rows_have_the_same_bits_by_either_way<T: Element>() {
-    for width in [16, 24, 32, 48, 64, 96, 128, 192, 256, 257, 513, 768, 1024, 1040, 1664, 2050, 2112, 3072, 4096, 4097]
-    {
+    // Around the limits of each way: of short rows with and without a tail, of those that go whole, apart or in tiles.
+    let widths = [
+        16, 24, 32, 40, 48, 64, 70, 80, 96, 100, 112, 128, 150, 192, 193, 250, 256, 257, 300, 320, 384, 385, 513, 768,
+        832, 1024, 1040, 1600, 1664, 2050, 2112, 3072, 4096, 4097,
+    ];
+    for width in widths {
         let mut rng = default_rng(width as u64);
         let mut array =
             |len: usize| -> Vec<T> { rng.standard_normal(&[len]).iter().map(|&value| T::from_f64(value)).collect() };
