@@ -53,6 +53,13 @@ const STREAMED: u8 = 2;
 /// Bytes of a first-level cache, of most CPUs that have AVX2: a larger one only holds more.
 const FIRST_LEVEL: usize = 32 << 10;
 
+/// Bytes of a row, at most, of which it holds five: those of two rows on their way, of the output, and of gamma and beta; or, in
+/// backward, twice x and dy, and dx.
+const FIFTH: usize = FIRST_LEVEL / 5;
+
+/// Bytes of a row, at most, whose sums are finished with those of seven others: no more chunks than a run has.
+const TOGETHER: usize = 3 << 9;
+
 /// Elements in a segment: 16 KiB of them, so that a second pass over a segment finds it in the first-level
 /// cache.
 pub(crate) const fn segment<T: Vectorized>() -> usize {

@@ -79,7 +79,7 @@ fn zeros_have_the_bits_of_the_model<T: Element>() {
         (3, _) => [minus_zero, zero][column / 16 % 2],
         _ => other,
     };
-    for width in [16, 24, 32, 40, 48, 64, 96, 128, 192, 256] {
+    for width in [16, 24, 32, 40, 48, 64, 80, 96, 100, 112, 128, 144, 192, 256, 300] {
         for has_parameters in [true, false] {
             let mut case = Case::<T>::random(33, width, has_parameters, has_parameters, 9);
             for i in 0..case.x.len() {
@@ -97,7 +97,7 @@ fn zeros_have_the_bits_of_the_model<T: Element>() {
 fn products_that_vanish_have_the_bits_of_the_model<T: Element>() {
     let chunk = 64 / size_of::<T>();
     let (small, smaller) = if size_of::<T>() == 4 { (1e-20, 1e-28) } else { (1e-160, 1e-170) };
-    for width in [16, 24, 32, 40, 48, 64, 96, 128, 192, 256] {
+    for width in [16, 24, 32, 40, 48, 64, 80, 96, 100, 112, 128, 144, 192, 256, 300] {
         let mut case = Case::<T>::random(27, width, false, false, 9);
         for i in 0..case.x.len() {
             let (column, sign) = (i % width, if i % 2 == 0 { 1.0 } else { -1.0 });
@@ -155,7 +155,7 @@ fn rows_written_again_in_the_middle_of_a_block_have_the_bits_of_the_model() {
     rows_written_again_have_the_bits_of_the_model::<f64>();
 }
 
-/// Rows of whole cache lines and not, at their start and elsewhere, streamed a batch at a time (up to 1 KiB forward and 256 bytes
+/// Rows of whole cache lines and not, at their start and elsewhere, streamed a batch at a time (up to 1.5 KiB forward and 1 KiB
 /// backward) and alone, of one segment and of several; dgamma and dbeta of one group of rows and of two.
 fn streaming_changes_no_bit<T: Element>(has_parameters: bool) {
     for (rows, width) in [16, 17, 32, 64, 100, 128, 255, 256, 300, 768, 1500, 2048, 3072, 5000]

@@ -18,9 +18,9 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there and rows are very short; from memory, where
-//!   rows are short, streamed on [AMD's CPUs](crate::simd::is_amd) alone; and, on those, where rows with gamma are longer than
-//!   4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all
+//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there, rows are very short and dx is not streamed; and
+//!   on [AMD's CPUs](crate::simd::is_amd) from memory, where rows are of up to 512 bytes, or a kilobyte with a tail, and with gamma
+//!   of more than 4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all
 //!   rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3
 //!   to 0.7 times as long so on an EPYC.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
@@ -32,7 +32,7 @@
 //!   CPUs](crate::simd::is_amd) have ways of their own.)
 //!
 //! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
-//! of very long rows, and of those of the commonest widths in blocks, eight at a time.
+//! of very long rows, and of those of up to 1.5 KiB in blocks, eight at a time.
 //!
 //! dgamma and dbeta are added up over eight rows, those over groups of [`GROUP`] rows, and the groups with a
 //! compensated sum: no running sum is so long that its rounding errors, all of one sign where rows are alike, could add
@@ -102,10 +102,10 @@ impl<T: Element> Kernel for Backward<'_, T> {
         let width = self.parameters.width;
         let is_far = self.place == Place::Memory;
         let streams = is_far && is_whole_lines(width, self.dx.as_ref());
-        // Streamed, rows go fused on CPUs other than AMD's, where nothing else was measured.
-        let pays_in_blocks = Plan::pays_in_blocks::<T>(width, streams) && (self.is_amd || !streams);
+        // From memory rows go fused on CPUs other than AMD's, where nothing else was measured.
+        let pays_in_blocks = self.is_amd && Plan::pays_in_blocks::<T>(width, self.dx.as_ref());
         // Without gamma.
-        let is_short_block = if is_far { pays_in_blocks } else { Plan::is_short::<T>(width) };
+        let is_short_block = is_far && pays_in_blocks || Plan::is_short::<T>(width) && !streams;
         let is_fused = is_far && !pays_in_blocks && !(self.is_amd && Plan::is_long_for_blocks::<T>(width));
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
@@ -160,7 +160,7 @@ impl<T: Element, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUS
 
 impl<T: Element> Backward<'_, T> {
     /// Whether rows of `CHUNKS` chunks have a loop of their own: not dx with gamma and no sums, not fused rows that lie anywhere
-    /// in memory, and of those that are longer than very short ones only 16 chunks fused, or any with sums in cache. Of the latter
+    /// in memory, and of those that are longer than very short ones only 16 chunks fused, or any with sums that are not streamed. Of the latter
     /// 96 columns took 1.36 times as long on an EPYC in a loop over any width, 128 1.2 times, 256 1.06 times.
     const fn is_common<const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>()
     -> bool {

@@ -237,9 +237,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of the next batch: one function for all modes with gamma, and one for that without.
     #[inline(always)]
     pub(super) fn sums<const MODE: u8>(&mut self) {
-        let Plan { batch, by_row, width, .. } = self.plan;
-        let together = batch == BATCH && Plan::has_sums_together::<T>(width);
-        match (const { MODE == PLAIN }, together, by_row) {
+        match (const { MODE == PLAIN }, self.plan.has_sums_together::<T>(), self.plan.by_row) {
             (true, true, _) => self.isa.run(SumsOfShortRows::<_, _, PLAIN>(self)),
             (false, true, _) => self.isa.run(SumsOfShortRows::<_, _, SCALED>(self)),
             (true, _, true) => self.isa.run(SumsByRow::<_, _, PLAIN>(self)),

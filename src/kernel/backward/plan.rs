@@ -2,7 +2,7 @@
 
 use crate::Element;
 use crate::kernel::careful::NARROW;
-use crate::kernel::{FIRST_LEVEL, misaligned, segment};
+use crate::kernel::{FIFTH, TOGETHER, misaligned, segment};
 use crate::simd::{BATCH, is_amd};
 
 /// dx, and whether to add to it.
@@ -15,8 +15,9 @@ pub(super) fn is_whole_lines<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -
 }
 
 /// Whether dx of rows whose dgamma and dbeta are wanted is better not written past the caches, even to memory: on [AMD's
-/// CPUs](is_amd) that of short rows that would go by way of a buffer. On an EPYC 131072x40 took 1.06 to 1.2 times as long so,
-/// and 16 bytes past a line 65536x32 1.1 to 1.2 times and 65536x64 as long; at whole lines 65536x64 takes 0.75 to 0.95 times as long
+/// CPUs](is_amd) that of short rows that would go by way of a buffer. On an EPYC 131072x40 took 1.15 times as long so,
+/// 100000x20 1.13 times, 60000x60 1.02 times; 16 bytes past a line 65536x48 and 65536x64 1.05 times, but 131072x32 0.87 times; added to
+/// 131072x32 1.1 times, 65536x64 as long; at whole lines 65536x64 takes 0.75 to 0.95 times as long
 /// streamed as not.
 pub(crate) fn prefers_caches<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
     width >= NARROW && Plan::is_short::<T>(width) && !is_whole_lines(width, dx) && is_amd()
@@ -28,7 +29,7 @@ pub(super) struct Plan {
     pub(super) width: usize,
     /// Rows that go together.
     pub(super) batch: usize,
-    /// Whether rows, as a whole, have their sums taken and finished one at a time.
+    /// Whether rows, as a whole, have their sums taken and finished one at a time, unless it is [together](Self::has_sums_together).
     pub(super) by_row: bool,
     /// Columns that go together: all, or a segment or a part of one.
     pub(super) tile: usize,
@@ -37,12 +38,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Bytes of a short row, at most. (In forward longer ones pay for eight at a time: there is less to do for each.)
+    /// Bytes of a short row, at most.
     const SHORT: usize = 256;
-    /// Bytes of a row, at most, whose sums are taken and finished eight at a time where rows go in blocks. On an
-    /// EPYC backward of rows of 24 to 112 columns took 1.14 to 1.3 times as long row by row, of 144 to 300 columns 1.07 to 1.1 times,
-    /// of 320 and 384 1.03 times, of 500 and more as long.
-    const SUMS_TOGETHER: usize = 3 << 9;
     /// Chunks of the commonest row that goes by itself, fused: it has a loop of known length. (In blocks other rows have, too.)
     pub(super) const ROW_CHUNKS: usize = 16;
     /// Chunks of a row in a buffer, at most, where rows do not go there as a whole: a segment has a whole number of so many.
@@ -50,9 +47,11 @@ impl Plan {
     /// Chunks from one that is read to the one that is asked for, as in forward, but of two arrays at a time.
     pub(super) const AHEAD: usize = 200;
 
-    /// Whether the sums of a full batch are taken and finished together.
-    pub(super) const fn has_sums_together<T: Element>(width: usize) -> bool {
-        width * size_of::<T>() <= Self::SUMS_TOGETHER
+    /// Whether the sums of the batch, a full one, are taken and finished together. On an EPYC backward of rows of 24 to 112 columns
+    /// took 1.14 to 1.3 times as long row by row, of 144 to 300 columns 1.07 to 1.1 times, of 320 and 384 1.03 times, of 500
+    /// and more as long.
+    pub(super) fn has_sums_together<T: Element>(self) -> bool {
+        self.batch == BATCH && self.width * size_of::<T>() <= TOGETHER
     }
 
     /// Whether rows are so short that they always go in batches.
@@ -76,7 +75,7 @@ impl Plan {
     /// columns took 0.77 to 0.98 times as long so, of 1536 0.95 to 1.03 times, of 1024 1.15 times.
     pub(super) fn pays_apart<T: Element>(self, is_far: bool) -> bool {
         let bytes = self.width * size_of::<T>();
-        self.by_row && bytes > if is_far { 2 << 10 } else { FIRST_LEVEL / 5 }
+        self.by_row && bytes > if is_far { 2 << 10 } else { FIFTH }
     }
 
     /// Whether rows from memory are so short that it pays to take the sums of eight, and then to write dx of those.
@@ -85,9 +84,12 @@ impl Plan {
     /// without, of 192 1.02 and 1.14 times, of 256 1.22 and 1.37 times. By way of a buffer, where each row has its own ends that
     /// cannot be streamed, rows of 80 to 128 columns took 0.68 to 0.95 times as long, of 144 1.2 times; and those with a tail, of 70
     /// to 180 columns, 0.27 to 0.66 times, of 200 and 250 0.75 to 1 times, of 300 0.87 and 1.06 times, of 500 1 and 1.25 times.
-    pub(super) fn pays_in_blocks<T: Element>(width: usize, streams: bool) -> bool {
-        let has_tail = !streams && !width.is_multiple_of(T::LANES);
-        width * size_of::<T>() <= if has_tail { 1 << 10 } else { 512 }
+    /// Where dx is added to or not wanted, rows of 70 to 128 columns took 0.53 to 0.88 times as long, of 150 and 250 1.03 to 1.11
+    /// times.
+    pub(super) fn pays_in_blocks<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
+        let is_overwritten = dx.is_some_and(|(_, accumulate)| !accumulate);
+        let has_ends = is_overwritten && !width.is_multiple_of(T::LANES);
+        width * size_of::<T>() <= if has_ends { 1 << 10 } else { 512 }
     }
 
     /// Whether rows from memory are so long that with gamma it pays [AMD's CPUs](is_amd) to take the sums of eight rows, and then to

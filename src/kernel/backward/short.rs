@@ -1,10 +1,11 @@
 //! The sums of full batches of rows that are not long, with less to do for a row than for a piece of one. Of the commonest widths
 //! the number of chunks is known, so that no loop is left, and gamma stays in registers where there are enough.
 
-use super::piece::{GROUP, RowSums, Terms, guarded};
+use super::piece::{GROUP, RUN, RowSums, Terms, guarded};
 use super::pipeline::{Finish, Pipeline};
 use super::{Backward, PLAIN};
 use crate::Element;
+use crate::kernel::TOGETHER;
 use crate::kernel::stats::BatchSums;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 
@@ -14,6 +15,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// be cleared for each batch.
     #[inline(always)]
     pub(super) fn sums_of_short_rows<const CHUNKS: usize, const MODE: u8>(&mut self, sums: &mut BatchSums<T, I, 3>) {
+        const { assert!(TOGETHER <= 64 * RUN * GROUP) };
         let isa = self.isa;
         let first = self.rows.start;
         let width = if const { CHUNKS > 0 } { CHUNKS * T::LANES } else { self.plan.width };
@@ -23,10 +25,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let here = first * width..(first + BATCH) * width;
         let (x, dy) = (&x[here.clone()], &dy[here]);
         let mean = &mean[first..first + BATCH];
-        let gamma = if const { MODE == PLAIN } { None } else { parameters.gamma };
-        let (gamma, gamma_tail) = T::chunks(&gamma.unwrap_or(&[])[..if gamma.is_some() { width } else { 0 }]);
+        let scaled = if const { MODE == PLAIN } { 0 } else { width };
+        let (gamma, gamma_tail) = T::chunks(&parameters.gamma.unwrap_or(&[])[..scaled]);
         let mut gammas = [guarded(isa, None); CHUNKS];
-        if !gamma.is_empty() {
+        if const { MODE != PLAIN } {
             for k in 0..CHUNKS {
                 gammas[k] = guarded(isa, Some(load(&gamma[k])));
             }
@@ -36,7 +38,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let row = i * width..(i + 1) * width;
             let ((x, x_tail), (dy, dy_tail)) = (T::chunks(&x[row.clone()]), T::chunks(&dy[row]));
             // All of one length, for the compiler to see.
-            let (x, dy, gamma) = (&x[..count], &dy[..count], &gamma[..if const { MODE == PLAIN } { 0 } else { count }]);
+            let (x, dy, gamma) = (&x[..count], &dy[..count], &gamma[..scaled / T::LANES]);
             let terms = |k: usize| {
                 let gamma = match (CHUNKS, MODE) {
                     (0, PLAIN) => guarded(isa, None),

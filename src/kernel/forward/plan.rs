@@ -2,7 +2,7 @@
 
 use super::Place;
 use crate::Element;
-use crate::kernel::{FIRST_LEVEL, segment};
+use crate::kernel::{FIFTH, TOGETHER, segment};
 use crate::simd::BATCH;
 
 /// How rows of some width are taken.
@@ -20,7 +20,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Bytes of a short row, at most: such rows go in batches of eight, whose statistics take about as long as those of one. On
     /// an EPYC rows of 257 to 384 columns took 1.05 to 1.25 times as long one at a time, of 500 and 512 0.9 to 1.08 times.
-    const SHORT: usize = 3 << 9;
+    const SHORT: usize = TOGETHER;
     /// The same of rows in memory that have no tail: of 320 to 384 columns took 0.95 to 1.05 times as long one at a time with
     /// gamma and beta, and 0.78 to 0.87 times without. (With a tail, of 300 and 380 columns, 1.1 to 1.4 times.)
     const SHORT_STREAM: usize = 1 << 10;
@@ -29,7 +29,7 @@ impl Plan {
     /// The same in cache, where gamma and beta are to find room beside them: that of five rows. On an EPYC rows of 1792 to 2048
     /// columns took 1.05 to 1.18 times as long as a whole as in tiles, of 1600 as long, of 1088 to 1536 0.83 to 0.94 times; from
     /// memory, where tiles break up an even stream, all of them 0.63 to 0.96 times.
-    const WHOLE_AFFINE: usize = FIRST_LEVEL / 5;
+    const WHOLE_AFFINE: usize = FIFTH;
     /// Bytes of a row that is rather read, and then written, at least, where that is preferred. On an EPYC rows of 1024 columns
     /// without gamma and beta, from memory, took 0.75 to 0.85 times as long so, of 768 as long, of 512 1.06 times; with gamma
     /// and beta 1.2 times and more.
