@@ -126,8 +126,8 @@ impl<'p, 'a, T: Element> Filled<'p, 'a, T> {
 
     /// Fills these rows, and restores all others; gives hashes of the bits of those others in the output, and in the gradient.
     ///
-    /// Before and after the calls of the operation all arrays are gone through together: to hand work to the threads takes as long as
-    /// to go through some ten thousand elements.
+    /// Before and after the calls of the operation all arrays are gone through together: to hand work to the threads takes as
+    /// long as to go through some ten thousand elements.
     fn bits(&mut self, fills: &dyn Fn(usize) -> bool) -> Result<[Vec<u64>; 2], CheckError> {
         let problem = self.problem;
         let fills: Vec<bool> = (0..self.filled.len()).map(fills).collect();
@@ -220,8 +220,8 @@ impl<'a, T: Element> Stretch<'a, T> {
         }
     }
 
-    /// Takes hashes of the rows that are not filled, and poisons both ends of each row: one that the next call leaves out must not
-    /// pass for one that kept its bits.
+    /// Takes hashes of the rows that are not filled, and poisons both ends of each row: one that the next call leaves out must
+    /// not pass for one that kept its bits.
     fn take_bits(self, filled: &[bool], hashes: &mut [u64]) {
         for ((row, values), hash) in self.numbered().zip(hashes) {
             if !filled[row] {
@@ -267,8 +267,8 @@ fn verify_rows<T: Element>(problem: &Problem<'_, T>, backward: bool) -> Result<V
     Ok(checks)
 }
 
-/// One of `count` numbers that number `of` depends on, if the search comes upon one that is enough by itself; `changes` says whether
-/// it changes where some are filled.
+/// One of `count` numbers that number `of` depends on, if the search comes upon one that is enough by itself; `changes` says
+/// whether it changes where some are filled.
 fn cause(
     of: usize,
     count: usize,

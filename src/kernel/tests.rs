@@ -1,5 +1,5 @@
-//! Ways through the kernels that the CPU's maker and the place of the arrays decide upon: each gives the bits of one row at a time,
-//! whatever the CPU.
+//! Ways through the kernels that the CPU's maker and the place of the arrays decide upon: each gives the bits of one row at a
+//! time, whatever the CPU.
 
 use super::backward::{Backward, ParameterSums};
 use super::forward::{Forward, Parameters, Place};

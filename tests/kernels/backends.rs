@@ -92,8 +92,9 @@ fn zeros_have_the_bits_of_the_model<T: Element>() {
     }
 }
 
-/// The loops of known length leave out additions of 0, which turn a -0 into 0. Here each `dy xhat` of the last columns is less than
-/// the smallest number, and negative: their sum is -0 until 0 is added, and dx of the first ones, where dy is 0, has its sign.
+/// The loops of known length leave out additions of 0, which turn a -0 into 0. Here each `dy xhat` of the last columns is less
+/// than the smallest number, and negative: their sum is -0 until 0 is added, and dx of the first ones, where dy is 0, has its
+/// sign.
 fn products_that_vanish_have_the_bits_of_the_model<T: Element>() {
     let chunk = 64 / size_of::<T>();
     let (small, smaller) = if size_of::<T>() == 4 { (1e-20, 1e-28) } else { (1e-160, 1e-170) };

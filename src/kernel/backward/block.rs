@@ -12,10 +12,10 @@ use std::ops::Range;
 /// 64-byte chunks in a tile: dgamma and dbeta are all registers of AVX2.
 const TILE: usize = 4;
 
-/// The same of rows with gamma that are stored, not streamed, and longer than [`LONG`] chunks, of an instruction set that has registers
-/// for it. Where rows begin at the same distance from a multiple of 4 KiB, so do the lines of x, dy and dx of all rows of a
-/// tile, and a first-level cache has eight places or twelve for them: a line of dx may have to go again before its store has come.
-/// The longer a row's part is, the fewer rows are on their way at a time. Rows of 1024 columns took 1.3 times as long in
+/// The same of rows with gamma that are stored, not streamed, and longer than [`LONG`] chunks, of an instruction set that has
+/// registers for it. Where rows begin at the same distance from a multiple of 4 KiB, so do the lines of x, dy and dx of all rows
+/// of a tile, and a first-level cache has eight places or twelve for them: a line of dx may have to go again before its store has
+/// come. The longer a row's part is, the fewer rows are on their way at a time. Rows of 1024 columns took 1.3 times as long in
 /// tiles of four chunks on an EPYC, of 2048 and of 4096 columns 1.25 times. (Without gamma it is one row at a time, and took 1.1
 /// times as long in long tiles.)
 const LONG_TILE: usize = 8;

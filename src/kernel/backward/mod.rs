@@ -18,11 +18,11 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there, rows are very short and dx is not streamed; and
-//!   on [AMD's CPUs](crate::simd::is_amd) from memory, where rows are of up to 512 bytes, or a kilobyte with a tail, and with gamma
-//!   of more than 4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all
-//!   rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3
-//!   to 0.7 times as long so on an EPYC.
+//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there, rows are very short and dx is not
+//!   streamed; and on [AMD's CPUs](crate::simd::is_amd) from memory, where rows are of up to 512 bytes, or a kilobyte with a
+//!   tail, and with gamma of more than 4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are
+//!   written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows
+//!   of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
 //!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
@@ -160,8 +160,8 @@ impl<T: Element, const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUS
 
 impl<T: Element> Backward<'_, T> {
     /// Whether rows of `CHUNKS` chunks have a loop of their own: not dx with gamma and no sums, not fused rows that lie anywhere
-    /// in memory, and of those that are longer than very short ones only 16 chunks fused, or any with sums that are not streamed. Of the latter
-    /// 96 columns took 1.36 times as long on an EPYC in a loop over any width, 128 1.2 times, 256 1.06 times.
+    /// in memory, and of those that are longer than very short ones only 16 chunks fused, or any with sums that are not streamed.
+    /// Of the latter 96 columns took 1.36 times as long on an EPYC in a loop over any width, 128 1.2 times, 256 1.06 times.
     const fn is_common<const CHUNKS: usize, const WRITE: u8, const MODE: u8, const FUSED: bool, const AHEAD: bool>()
     -> bool {
         let is_short = Plan::is_short::<T>(CHUNKS * T::LANES) && (!FUSED || WRITE == STREAMED);

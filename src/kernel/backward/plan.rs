@@ -16,8 +16,8 @@ pub(super) fn is_whole_lines<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -
 
 /// Whether dx of rows whose dgamma and dbeta are wanted is better not written past the caches, even to memory: on [AMD's
 /// CPUs](is_amd) that of short rows that would go by way of a buffer. On an EPYC 131072x40 took 1.15 times as long so,
-/// 100000x20 1.13 times, 60000x60 1.02 times; 16 bytes past a line 65536x48 and 65536x64 1.05 times, but 131072x32 0.87 times; added to
-/// 131072x32 1.1 times, 65536x64 as long; at whole lines 65536x64 takes 0.75 to 0.95 times as long
+/// 100000x20 1.13 times, 60000x60 1.02 times; 16 bytes past a line 65536x48 and 65536x64 1.05 times, but 131072x32 0.87 times;
+/// added to 131072x32 1.1 times, 65536x64 as long; at whole lines 65536x64 takes 0.75 to 0.95 times as long
 /// streamed as not.
 pub(crate) fn prefers_caches<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
     width >= NARROW && Plan::is_short::<T>(width) && !is_whole_lines(width, dx) && is_amd()
@@ -29,7 +29,8 @@ pub(super) struct Plan {
     pub(super) width: usize,
     /// Rows that go together.
     pub(super) batch: usize,
-    /// Whether rows, as a whole, have their sums taken and finished one at a time, unless it is [together](Self::has_sums_together).
+    /// Whether rows, as a whole, have their sums taken and finished one at a time, unless it is
+    /// [together](Self::has_sums_together).
     pub(super) by_row: bool,
     /// Columns that go together: all, or a segment or a part of one.
     pub(super) tile: usize,
@@ -47,9 +48,9 @@ impl Plan {
     /// Chunks from one that is read to the one that is asked for, as in forward, but of two arrays at a time.
     pub(super) const AHEAD: usize = 200;
 
-    /// Whether the sums of the batch, a full one, are taken and finished together. On an EPYC backward of rows of 24 to 112 columns
-    /// took 1.14 to 1.3 times as long row by row, of 144 to 300 columns 1.07 to 1.1 times, of 320 and 384 1.03 times, of 500
-    /// and more as long.
+    /// Whether the sums of the batch, a full one, are taken and finished together. On an EPYC backward of rows of 24 to 112
+    /// columns took 1.14 to 1.3 times as long row by row, of 144 to 300 columns 1.07 to 1.1 times, of 320 and 384 1.03 times, of
+    /// 500 and more as long.
     pub(super) fn has_sums_together<T: Element>(self) -> bool {
         self.batch == BATCH && self.width * size_of::<T>() <= TOGETHER
     }
@@ -82,19 +83,19 @@ impl Plan {
     ///
     /// On an EPYC streamed rows of 64 to 128 columns of f32 took 0.5 to 0.77 times as long so with gamma, 0.65 to 0.95 times
     /// without, of 192 1.02 and 1.14 times, of 256 1.22 and 1.37 times. By way of a buffer, where each row has its own ends that
-    /// cannot be streamed, rows of 80 to 128 columns took 0.68 to 0.95 times as long, of 144 1.2 times; and those with a tail, of 70
-    /// to 180 columns, 0.27 to 0.66 times, of 200 and 250 0.75 to 1 times, of 300 0.87 and 1.06 times, of 500 1 and 1.25 times.
-    /// Where dx is added to or not wanted, rows of 70 to 128 columns took 0.53 to 0.88 times as long, of 150 and 250 1.03 to 1.11
-    /// times.
+    /// cannot be streamed, rows of 80 to 128 columns took 0.68 to 0.95 times as long, of 144 1.2 times; and those with a tail, of
+    /// 70 to 180 columns, 0.27 to 0.66 times, of 200 and 250 0.75 to 1 times, of 300 0.87 and 1.06 times, of 500 1 and 1.25
+    /// times. Where dx is added to or not wanted, rows of 70 to 128 columns took 0.53 to 0.88 times as long, of 150 and 250 1.03
+    /// to 1.11 times.
     pub(super) fn pays_in_blocks<T: Element>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
         let is_overwritten = dx.is_some_and(|(_, accumulate)| !accumulate);
         let has_ends = is_overwritten && !width.is_multiple_of(T::LANES);
         width * size_of::<T>() <= if has_ends { 1 << 10 } else { 512 }
     }
 
-    /// Whether rows from memory are so long that with gamma it pays [AMD's CPUs](is_amd) to take the sums of eight rows, and then to
-    /// write dx of those. On an EPYC rows of 1280 to 8192 columns of f32 took 0.7 to 0.9 times as long so on one thread, and 0.75
-    /// to 1 times on two, of f64 (768 to 4096) 0.8 to 0.95 times; rows of 512 to 1024 columns of f32 1.05 to 1.2 times.
+    /// Whether rows from memory are so long that with gamma it pays [AMD's CPUs](is_amd) to take the sums of eight rows, and then
+    /// to write dx of those. On an EPYC rows of 1280 to 8192 columns of f32 took 0.7 to 0.9 times as long so on one thread, and
+    /// 0.75 to 1 times on two, of f64 (768 to 4096) 0.8 to 0.95 times; rows of 512 to 1024 columns of f32 1.05 to 1.2 times.
     pub(super) fn is_long_for_blocks<T: Element>(width: usize) -> bool {
         width * size_of::<T>() > 4 << 10
     }

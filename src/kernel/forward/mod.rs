@@ -3,14 +3,14 @@
 //! While a row is normalized, the sums of a later one are taken in the same loop ([`piece`]): x is read from memory once, in
 //! one even stream, and again from cache; `y` is written once, past the caches where the caller asks for that.
 //!
-//! - Rows of up to 1.5 KiB, of 1 KiB where they come from memory and have no tail, go in batches of eight, whose statistics take hardly
-//!   longer than those of one row ([`short`]); those of the commonest widths in loops of known length.
+//! - Rows of up to 1.5 KiB, of 1 KiB where they come from memory and have no tail, go in batches of eight, whose statistics take
+//!   hardly longer than those of one row ([`short`]); those of the commonest widths in loops of known length.
 //! - Longer ones go one at a time: a first-level cache of 32 KiB then holds the row until it is normalized, and its statistics
 //!   are computed without lanes while the CPU takes the sums of the row after it. On an EPYC 64x768 took 1.2 to 1.35
 //!   times as long in batches of four rows.
-//! - Rows too long for a first-level cache to hold two of them and the rest, on [AMD's CPUs](crate::simd::is_amd) from 6.5 KiB on with
-//!   gamma and beta in cache, on others and else from 8 KiB, go in tiles of columns; with gamma and beta eight rows to a tile,
-//!   so that those are read once a batch and not once a row.
+//! - Rows too long for a first-level cache to hold two of them and the rest, on [AMD's CPUs](crate::simd::is_amd) from 6.5 KiB on
+//!   with gamma and beta in cache, on others and else from 8 KiB, go in tiles of columns; with gamma and beta eight rows to a
+//!   tile, so that those are read once a batch and not once a row.
 //! - Without gamma and beta [AMD's CPUs](crate::simd::is_amd) rather take the sums of a whole row and then write it, from rows of
 //!   three kilobytes on in memory, and of eight in cache, up to half of a first-level cache.
 //! - Rows so long that several threads share them go in the steps of [`long_rows`].
@@ -102,7 +102,8 @@ impl<T: Element> Kernel for Forward<'_, T> {
     }
 }
 
-/// [`Forward::batches`] as a function of its own, so that the loops of one width have no part in how those of another are compiled.
+/// [`Forward::batches`] as a function of its own, so that the loops of one width have no part in how those of another are
+/// compiled.
 #[derive(Debug)]
 struct Batches<'f, 'a, T, const CHUNKS: usize, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(
     &'f mut Forward<'a, T>,

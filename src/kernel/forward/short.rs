@@ -6,10 +6,9 @@
 use super::Forward;
 use super::pipeline::{Finish, Pipeline};
 use crate::Element;
-use crate::kernel::STREAMED;
-use crate::kernel::TOGETHER;
 use crate::kernel::copy::Bring;
 use crate::kernel::stats::{self, ACCUMULATORS, BatchSums, LaneSums, RUN};
+use crate::kernel::{STREAMED, TOGETHER};
 use crate::simd::{BATCH, Isa, Lanes};
 
 /// Chunks of a row whose gamma and beta stay in registers, at most. Where registers are too few for so many, as those of AVX2
@@ -17,11 +16,12 @@ use crate::simd::{BATCH, Isa, Lanes};
 const IN_REGISTERS: usize = 4;
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
-    /// Normalizes a full batch of rows of a run of chunks at most, and takes the sums of the next. Where `CHUNKS` is not 0, rows have
-    /// so many chunks and no tail. What `sums` holds is not read: it is room that need not be cleared for each batch.
+    /// Normalizes a full batch of rows of a run of chunks at most, and takes the sums of the next. Where `CHUNKS` is not 0, rows
+    /// have so many chunks and no tail. What `sums` holds is not read: it is room that need not be cleared for each batch.
     ///
     /// The additions are those of [`Piece::run`](super::piece::Piece::run), without those of zeros. These change nothing but
-    /// a -0, of which the sum of a row is only made if all its `d` are; then all elements are -0, as is their pilot, and `d` is 0.
+    /// a -0, of which the sum of a row is only made if all its `d` are; then all elements are -0, as is their pilot, and `d` is
+    /// 0.
     #[inline(always)]
     pub(super) fn short_rows<const CHUNKS: usize, const WRITE: u8, const AFFINE: bool, const AHEAD: bool>(
         &mut self,
