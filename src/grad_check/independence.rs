@@ -220,15 +220,13 @@ impl<'a, T: Element> Stretch<'a, T> {
         }
     }
 
-    /// Takes hashes of the rows that are not filled, and poisons both ends of each row: one that the next call leaves out must
-    /// not pass for one that kept its bits.
+    /// Takes hashes of the rows that are not filled, and [poisons](poison) all.
     fn take_bits(self, filled: &[bool], hashes: &mut [u64]) {
         for ((row, values), hash) in self.numbered().zip(hashes) {
             if !filled[row] {
                 *hash = hash_of_row(values);
             }
-            let poison = T::from_f64(f64::NAN);
-            (values[0], values[values.len() - 1]) = (poison, poison);
+            poison(values);
         }
     }
 }
@@ -318,13 +316,16 @@ fn verify_columns<T: Element>(problem: &Problem<'_, T>, k: usize) -> Result<Chec
     Ok(Check::passed(&name, format!("each of {len} columns kept its bits while other elements changed")))
 }
 
-/// Poisons both ends of each row: one that the next call leaves out must not pass for one that kept its bits.
+/// [Poisons](poison) all rows.
 fn poison_rows<T: Element>(array: &mut ArrayD<T>, row_len: usize) {
     let rows = array.as_slice_mut().unwrap_or_default().par_chunks_mut(row_len);
-    rows.with_min_len(GRAIN.div_ceil(row_len)).for_each(|row| {
-        let poison = T::from_f64(f64::NAN);
-        (row[0], row[row.len() - 1]) = (poison, poison);
-    });
+    rows.with_min_len(GRAIN.div_ceil(row_len)).for_each(poison);
+}
+
+/// Poisons both ends of a row: one that the next call leaves out must not pass for one that kept its bits.
+fn poison<T: Element>(row: &mut [T]) {
+    let poison = T::from_f64(f64::NAN);
+    (row[0], row[row.len() - 1]) = (poison, poison);
 }
 
 /// Elements below which a task is not worth its hand-over.

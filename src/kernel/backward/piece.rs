@@ -95,6 +95,16 @@ impl<L> Terms<L> {
     {
         Self { g: dy * gamma, d: x - mean }
     }
+
+    /// Those of fewer elements than a register has: lanes without one have `d` and `g` zero.
+    #[inline(always)]
+    pub(super) fn of_few<T: Element, I: Isa>(isa: I, mean: L, x: &[T], dy: &[T], gamma: Option<L>) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        let dy = L::load_tail(isa, dy, L::splat(isa, T::ZERO));
+        Self::new(mean, L::load_tail(isa, x, mean), dy, guarded(isa, gamma))
+    }
 }
 
 /// gamma, or 1 where there is none, times [`GUARD`].
@@ -249,9 +259,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
         let [x, dy, gamma, summed_x, summed_dy, ..] = arrays.read;
         let gamma = if Self::GAMMA && !gamma.is_empty() { Some(load(gamma)) } else { None };
         if !summed_x.is_empty() {
-            // Lanes without an element have d and g zero.
-            let x = T::Lanes::load_tail(self.isa, summed_x, self.mean);
-            *sums = sums.plus(Terms::new(self.mean, x, load(summed_dy), guarded(self.isa, gamma)));
+            *sums = sums.plus(Terms::of_few(self.isa, self.mean, summed_x, summed_dy, gamma));
         }
         if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
             let [dx, dgamma, dbeta] = arrays.written;

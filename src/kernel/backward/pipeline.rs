@@ -8,14 +8,12 @@ use super::careful_rows::{Targets, rescued_row};
 use super::parameter_sums::{Counts, GROUP, ParameterSums};
 use super::piece::{Coefficients, GUARD, Piece, RowSums};
 use super::plan::Plan;
-use super::short::SumsOfShortRows;
 use super::{Backward, FULL, PLAIN, SCALED};
 use crate::Element;
 use crate::kernel::copy::Bring;
 use crate::kernel::stats::{self, BatchSums, CloseSegment, SegmentTotals};
 use crate::kernel::{NOT_WRITTEN, careful, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
-use row::SumsByRow;
 use std::ops::Range;
 
 /// What the gradients of the rows of a batch are made of, at cache lines of its own as in forward.
@@ -103,6 +101,26 @@ impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
     fn run<I: Isa>(self, _: I) {
         let sums = stats::of_rows::<T, J, 3>(self.pipeline.isa, self.sums, self.totals);
         self.pipeline.finish(sums);
+    }
+}
+
+/// The sums of the next batch as a function of its own: together, row by row, or in steps.
+#[derive(Debug)]
+struct Sums<'p, 'f, 'a, T, J, const MODE: u8>(&'p mut Pipeline<'f, 'a, T, J>);
+
+impl<T: Element, J: Isa, const MODE: u8> Kernel for Sums<'_, '_, '_, T, J, MODE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let (isa, plan) = (self.0.isa, self.0.plan);
+        if plan.has_sums_together::<T>() {
+            self.0.sums_of_short_rows::<0, MODE>(&mut [[T::Lanes::splat(isa, T::ZERO); BATCH]; 3]);
+        } else if plan.by_row {
+            self.0.sums_by_row::<MODE>();
+        } else {
+            isa.run(Step::<_, _, NOT_WRITTEN, true, MODE, false>(self.0, 0..0));
+        }
     }
 }
 
@@ -237,13 +255,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of the next batch: one function for all modes with gamma, and one for that without.
     #[inline(always)]
     pub(super) fn sums<const MODE: u8>(&mut self) {
-        match (const { MODE == PLAIN }, self.plan.has_sums_together::<T>(), self.plan.by_row) {
-            (true, true, _) => self.isa.run(SumsOfShortRows::<_, _, PLAIN>(self)),
-            (false, true, _) => self.isa.run(SumsOfShortRows::<_, _, SCALED>(self)),
-            (true, _, true) => self.isa.run(SumsByRow::<_, _, PLAIN>(self)),
-            (false, _, true) => self.isa.run(SumsByRow::<_, _, SCALED>(self)),
-            (true, ..) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, PLAIN, false>(self, 0..0)),
-            (false, ..) => self.isa.run(Step::<_, _, NOT_WRITTEN, true, SCALED, false>(self, 0..0)),
+        if const { MODE == PLAIN } {
+            self.isa.run(Sums::<_, _, PLAIN>(self));
+        } else {
+            self.isa.run(Sums::<_, _, SCALED>(self));
         }
     }
 

@@ -7,7 +7,7 @@ use super::{Backward, PLAIN};
 use crate::Element;
 use crate::kernel::TOGETHER;
 use crate::kernel::stats::BatchSums;
-use crate::simd::{BATCH, Isa, Kernel, Lanes};
+use crate::simd::{BATCH, Isa, Lanes};
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// Takes the sums of a full batch of rows of a run of chunks at most; where `CHUNKS` is not 0, of so many and no tail. The
@@ -18,7 +18,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         const { assert!(TOGETHER <= 64 * RUN * GROUP) };
         let isa = self.isa;
         let first = self.rows.start;
-        let width = if const { CHUNKS > 0 } { CHUNKS * T::LANES } else { self.plan.width };
+        let width = self.plan.known::<T, CHUNKS>().width;
         let count = width / T::LANES;
         let load = |chunk: &T::Chunk| T::Lanes::load(isa, chunk);
         let Backward { parameters, x, dy, mean, .. } = &*self.backward;
@@ -62,29 +62,13 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             }
             if const { CHUNKS == 0 } && !x_tail.is_empty() {
                 let zero = T::Lanes::splat(isa, T::ZERO);
-                let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
-                let gamma = if const { MODE == PLAIN } { None } else { Some(load(gamma_tail)) };
-                // Lanes without an element have d and g zero.
-                let x = T::Lanes::load_tail(isa, x_tail, mean);
-                row = row.plus(Terms::new(mean, x, load(dy_tail), guarded(isa, gamma)));
+                let gamma =
+                    if const { MODE == PLAIN } { None } else { Some(T::Lanes::load_tail(isa, gamma_tail, zero)) };
+                row = row.plus(Terms::of_few(isa, mean, x_tail, dy_tail, gamma));
             }
             [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.d, row.product];
         }
         isa.run(Finish { pipeline: self, sums, totals: None });
         self.rows.start += BATCH;
-    }
-}
-
-/// [`Pipeline::sums_of_short_rows`] of any number of chunks, as a function of its own.
-#[derive(Debug)]
-pub(super) struct SumsOfShortRows<'p, 'f, 'a, T, J, const MODE: u8>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
-
-impl<T: Element, J: Isa, const MODE: u8> Kernel for SumsOfShortRows<'_, '_, '_, T, J, MODE> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
-        let mut sums = [[T::Lanes::splat(self.0.isa, T::ZERO); BATCH]; 3];
-        self.0.sums_of_short_rows::<0, MODE>(&mut sums);
     }
 }

@@ -40,6 +40,25 @@ impl<L> Coefficients<L> {
     {
         (x - self.mean).mul_add(self.rstd, self.minus_shift)
     }
+
+    /// Writes y of fewer elements than a register has.
+    #[inline(always)]
+    pub(super) fn write_few<T: Element, I: Isa, const AFFINE: bool>(
+        &self,
+        isa: I,
+        x: &[T],
+        y: &mut [T],
+        [gamma, beta]: [&[T]; 2],
+    ) where
+        L: Lanes<T, I>,
+    {
+        let load = |values: &[T]| L::load_tail(isa, values, self.mean);
+        let mut value = self.normalized(load(x));
+        if AFFINE {
+            value = value.mul_add(load(gamma), load(beta));
+        }
+        value.store_tail(y);
+    }
 }
 
 /// What is done to each chunk.
@@ -87,12 +106,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
             *sums = sums.plus(T::Lanes::load_tail(self.isa, summed, self.pilot) - self.pilot);
         }
         if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
-            let load = |values: &[T]| T::Lanes::load_tail(self.isa, values, self.coefficients.mean);
-            let mut value = self.coefficients.normalized(load(x));
-            if AFFINE {
-                value = value.mul_add(load(gamma), load(beta));
-            }
-            value.store_tail(y);
+            self.coefficients.write_few::<T, I, AFFINE>(self.isa, x, y, [gamma, beta]);
         }
     }
 }

@@ -107,12 +107,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             };
             if const { CHUNKS == 0 } && !summed_tail.is_empty() {
                 row = row.plus(T::Lanes::load_tail(isa, summed_tail, pilot) - pilot);
-                let load = |values: &[T]| T::Lanes::load_tail(isa, values, coefficients.mean);
-                let mut value = coefficients.normalized(load(written_tail));
-                if AFFINE {
-                    value = value.mul_add(load(gamma_tail), load(beta_tail));
-                }
-                value.store_tail(target_tail);
+                coefficients.write_few::<T, I, AFFINE>(isa, written_tail, target_tail, [gamma_tail, beta_tail]);
             }
             [sums[0][i], sums[1][i]] = [row.sum, row.squares];
         }

@@ -8,25 +8,12 @@ use crate::kernel::backward::piece::{Coefficients, GUARD, Piece, RowSums};
 use crate::kernel::backward::plan::Plan;
 use crate::kernel::backward::{Backward, FULL, PLAIN};
 use crate::kernel::copy::Bring;
-use crate::simd::{BATCH, Isa, Kernel, Lanes};
-
-/// [`Pipeline::sums_by_row`] as a function of its own.
-#[derive(Debug)]
-pub(super) struct SumsByRow<'p, 'f, 'a, T, J, const MODE: u8>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
-
-impl<T: Element, J: Isa, const MODE: u8> Kernel for SumsByRow<'_, '_, '_, T, J, MODE> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
-        self.0.sums_by_row::<MODE>();
-    }
-}
+use crate::simd::{BATCH, Isa, Lanes};
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     /// The sums of the next batch, row by row.
     #[inline(always)]
-    fn sums_by_row<const MODE: u8>(&mut self) {
+    pub(super) fn sums_by_row<const MODE: u8>(&mut self) {
         let isa = self.isa;
         let width = self.plan.width;
         for i in 0..self.plan.batch {
