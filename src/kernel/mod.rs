@@ -20,6 +20,7 @@ pub(crate) mod backward;
 mod careful;
 pub(crate) mod copy;
 pub(crate) mod forward;
+mod joined;
 mod narrow;
 pub(crate) mod reduce;
 mod stats;
@@ -47,8 +48,10 @@ pub(crate) enum Work<'a, T> {
 /// What a loop does with its output.
 const NOT_WRITTEN: u8 = 0;
 const STORED: u8 = 1;
-/// Past the caches.
+/// Past the caches, where rows begin and end with cache lines.
 const STREAMED: u8 = 2;
+/// Past the caches, wherever rows begin ([`joined`]).
+const JOINED: u8 = 3;
 
 /// Bytes of a first-level cache, of most CPUs that have AVX2: a larger one only holds more.
 const FIRST_LEVEL: usize = 32 << 10;

@@ -103,12 +103,19 @@ pub(crate) trait Lanes<E: Vectorized, I: Isa>:
     /// Writes the first lanes to a slice shorter than a register.
     fn store_tail(self, tail: &mut [E]);
 
-    /// Writes 64 bytes past the caches where `chunk` is aligned to 64 bytes and the CPU can; else like
-    /// [`store`](Self::store).
+    /// Writes 64 bytes, at a multiple of 64 bytes, past the caches where the CPU can.
+    ///
+    /// Panics where the CPU can and `chunk` is not aligned.
     #[inline(always)]
     fn stream(self, chunk: &mut E::Chunk) {
         self.store(chunk);
     }
+
+    /// Lane `i` moves to lane `i + by`, the last `by` lanes, fewer than all, to the front.
+    fn rotated(self, by: usize) -> Self;
+
+    /// The first `count` lanes are those of `other`.
+    fn with_first(self, other: Self, count: usize) -> Self;
 
     /// `self * factor + addend`, with one rounding wherever the hardware has it.
     fn mul_add(self, factor: Self, addend: Self) -> Self;

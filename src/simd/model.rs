@@ -79,6 +79,16 @@ macro_rules! model_lanes {
             }
 
             #[inline(never)]
+            fn rotated(self, by: usize) -> Self {
+                Self(std::array::from_fn(|lane| self.0[(lane + $lanes - by) % $lanes]))
+            }
+
+            #[inline(never)]
+            fn with_first(self, other: Self, count: usize) -> Self {
+                Self(std::array::from_fn(|lane| if lane < count { other.0[lane] } else { self.0[lane] }))
+            }
+
+            #[inline(never)]
             fn mul_add(self, factor: Self, addend: Self) -> Self {
                 Self(std::array::from_fn(|lane| self.0[lane].mul_add(factor.0[lane], addend.0[lane])))
             }

@@ -55,6 +55,20 @@ macro_rules! portable_lanes {
             }
 
             #[inline(always)]
+            fn rotated(self, by: usize) -> Self {
+                let mut lanes = self.to_array();
+                lanes.rotate_right(by);
+                Self::new(lanes)
+            }
+
+            #[inline(always)]
+            fn with_first(self, other: Self, count: usize) -> Self {
+                let mut lanes = self.to_array();
+                lanes[..count].copy_from_slice(&other.to_array()[..count]);
+                Self::new(lanes)
+            }
+
+            #[inline(always)]
             fn mul_add(self, factor: Self, addend: Self) -> Self {
                 Self::mul_add(self, factor, addend)
             }

@@ -20,6 +20,7 @@ use super::plan::Plan;
 use super::{Forward, Parameters, Place};
 use crate::Element;
 use crate::kernel::copy::Bring;
+use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, CompensatedSum, LaneSums, Moments};
 use crate::kernel::{NOT_WRITTEN, STORED, room, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
@@ -119,7 +120,8 @@ impl<T: Element> Segments<'_, T> {
             };
             let unused = Coefficients { mean: pilot, rstd: pilot, minus_shift: pilot };
             let zero = LaneSums::zero(isa);
-            let found = piece.run::<I, NOT_WRITTEN, true, false, true>(isa, unused, pilot, zero);
+            let found =
+                piece.run::<I, NOT_WRITTEN, true, false, true>(isa, unused, pilot, zero, &mut Waiting::none(isa));
             *sums = [found.sum.sum(), found.squares.sum()];
         }
     }
@@ -148,6 +150,7 @@ impl<T: Element> Finish<'_, T> {
             rows: 0..batch,
             batch: Batch::default(),
             staged: &mut [],
+            waiting: Waiting::none(isa),
             forward: &mut forward,
         };
         pipeline.finish(moments);
@@ -184,7 +187,7 @@ impl<T: Element> Columns<'_, T> {
                 };
                 let coefficients = rows.coefficients(isa, i);
                 let zero = LaneSums::zero(isa);
-                piece.run::<I, STORED, false, AFFINE, true>(isa, coefficients, zero.sum, zero);
+                piece.run::<I, STORED, false, AFFINE, true>(isa, coefficients, zero.sum, zero, &mut Waiting::none(isa));
                 if streams {
                     isa.run(Bring { staged: &staged[..len], target: y, accumulate: false, stream: true });
                 }

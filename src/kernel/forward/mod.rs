@@ -14,6 +14,9 @@
 //! - Without gamma and beta [AMD's CPUs](crate::simd::is_amd) rather take the sums of a whole row and then write it, from rows of
 //!   three kilobytes on in memory, and of eight in cache, up to half of a first-level cache.
 //! - Rows so long that several threads share them go in the steps of [`long_rows`].
+//!
+//! Past the caches rows go as they are where they begin and end with cache lines; else whole rows are [`joined`](super::joined)
+//! where that pays, and others, and tiles, are written in a nearer cache and copied.
 
 pub(crate) mod long_rows;
 mod narrow;
@@ -23,7 +26,8 @@ mod plan;
 mod short;
 
 use super::careful::{self, CarefulRow};
-use super::{NOT_WRITTEN, STORED, STREAMED, room};
+use super::joined::Waiting;
+use super::{JOINED, NOT_WRITTEN, STORED, STREAMED, room};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use pipeline::{Batch, Pipeline, Step, SumsOfRow};
@@ -87,12 +91,15 @@ impl<T: Element> Kernel for Forward<'_, T> {
                 true => self.all_rows::<I, STORED, true, false>(isa),
             };
         }
+        let joins = Plan::new::<T>(self.parameters.width, is_affine, self.place, self.is_amd).pays_joined::<T, I>();
         match (self.place, is_affine) {
             // To ask caches for what is in them takes longer, 1.02 to 1.2 times on an EPYC; the first batch alone does.
             (Place::Cache, false) => self.all_rows::<I, STORED, false, false>(isa),
             (Place::Cache, true) => self.all_rows::<I, STORED, true, false>(isa),
             (Place::Memory, false) if is_aligned => self.all_rows::<I, STREAMED, false, true>(isa),
             (Place::Memory, true) if is_aligned => self.all_rows::<I, STREAMED, true, true>(isa),
+            (Place::Memory, false) if joins => self.all_rows::<I, JOINED, false, true>(isa),
+            (Place::Memory, true) if joins => self.all_rows::<I, JOINED, true, true>(isa),
             (Place::Memory, false) => self.all_rows::<I, STORED, false, true>(isa),
             (Place::Memory, true) => self.all_rows::<I, STORED, true, true>(isa),
         }
@@ -139,7 +146,7 @@ impl<T: Element> Forward<'_, T> {
             macro_rules! by_length {
                 ($($known:literal)*) => {
                     match if is_known { width / T::LANES } else { 0 } {
-                        $($known if const { I::SPECIALIZED && $known * T::LANES >= careful::NARROW } => {
+                        $($known if const { I::SPECIALIZED && WRITE != JOINED && $known * T::LANES >= careful::NARROW } => {
                             isa.run(Batches::<_, $known, WRITE, AFFINE, AHEAD>(self, plan, full));
                         })*
                         _ => isa.run(Batches::<_, 0, WRITE, AFFINE, AHEAD>(self, plan, full)),
@@ -159,18 +166,24 @@ impl<T: Element> Forward<'_, T> {
         plan: Plan,
         rows: Range<usize>,
     ) {
-        // Rows that do not lie at multiples of 64 bytes go past the caches by way of a buffer: of each stretch, the cache
-        // lines at its two ends cannot be streamed.
-        let is_staged = WRITE == STORED && AHEAD;
+        // Where stretches do not lie at multiples of 64 bytes, the cache lines at their two ends cannot be streamed. Whole rows
+        // are joined but for the first and the last, which go past the caches by way of a buffer; so do tiles.
+        let joins = const { WRITE == JOINED };
+        let is_staged = joins || const { WRITE == STORED && AHEAD };
         let mut buffer = std::mem::take(self.staged);
         let staged = match (is_staged, plan.is_whole()) {
             (false, _) => &mut [],
             (true, true) => room(&mut buffer, plan.batch * plan.width),
             (true, false) => room(&mut buffer, plan.tile),
         };
-        let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, forward: self };
+        let mut pipeline =
+            Pipeline { isa, plan, rows, batch: Batch::default(), staged, waiting: Waiting::none(isa), forward: self };
         if const { CHUNKS == 0 } && plan.is_by_row() {
             isa.run(SumsOfRow(&mut pipeline));
+            if joins && !pipeline.rows.is_empty() {
+                pipeline.write_first::<AFFINE>();
+                isa.run(SumsOfRow(&mut pipeline));
+            }
             while !pipeline.rows.is_empty() {
                 if const { !AFFINE } && plan.apart {
                     isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
@@ -181,16 +194,25 @@ impl<T: Element> Forward<'_, T> {
             }
         } else {
             isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));
+            if joins && !pipeline.rows.is_empty() {
+                pipeline.write_first::<AFFINE>();
+                isa.run(Step::<_, _, NOT_WRITTEN, true, false, true>(&mut pipeline));
+            }
             let mut sums = [[T::Lanes::splat(isa, T::ZERO); BATCH]; 2];
             while !pipeline.rows.is_empty() {
-                if const { CHUNKS > 0 } || plan.is_short() {
+                // Tiles are not joined.
+                if const { CHUNKS > 0 || WRITE == JOINED } || plan.is_short() {
                     pipeline.short_rows::<CHUNKS, WRITE, AFFINE, AHEAD>(&mut sums);
                 } else {
                     pipeline.step::<WRITE, true, AFFINE, AHEAD>();
                 }
             }
         }
-        isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
+        if joins {
+            pipeline.write_last::<AFFINE>();
+        } else {
+            isa.run(Step::<_, _, WRITE, false, AFFINE, false>(&mut pipeline));
+        }
         *self.staged = buffer;
     }
 

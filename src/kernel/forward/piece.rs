@@ -4,9 +4,10 @@
 //! waits for another to end.
 
 use crate::Element;
+use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, LaneSums};
 use crate::kernel::streams::{Streams, Used};
-use crate::kernel::{NOT_WRITTEN, STREAMED};
+use crate::kernel::{JOINED, NOT_WRITTEN, STREAMED};
 use crate::simd::{Isa, Lanes};
 
 /// The same columns of two rows, and of gamma and beta. What is not used is empty.
@@ -14,6 +15,7 @@ use crate::simd::{Isa, Lanes};
 pub(super) struct Piece<'a, T> {
     /// Columns of the row that is written.
     pub(super) x: &'a [T],
+    /// Of a joined row, beginning with the places of those that wait.
     pub(super) y: &'a mut [T],
     pub(super) gamma: &'a [T],
     pub(super) beta: &'a [T],
@@ -41,15 +43,10 @@ impl<L> Coefficients<L> {
         (x - self.mean).mul_add(self.rstd, self.minus_shift)
     }
 
-    /// Writes y of fewer elements than a register has.
+    /// y of fewer elements than a register has.
     #[inline(always)]
-    pub(super) fn write_few<T: Element, I: Isa, const AFFINE: bool>(
-        &self,
-        isa: I,
-        x: &[T],
-        y: &mut [T],
-        [gamma, beta]: [&[T]; 2],
-    ) where
+    pub(super) fn few<T: Element, I: Isa, const AFFINE: bool>(&self, isa: I, x: &[T], [gamma, beta]: [&[T]; 2]) -> L
+    where
         L: Lanes<T, I>,
     {
         let load = |values: &[T]| L::load_tail(isa, values, self.mean);
@@ -57,7 +54,7 @@ impl<L> Coefficients<L> {
         if AFFINE {
             value = value.mul_add(load(gamma), load(beta));
         }
-        value.store_tail(y);
+        value
     }
 }
 
@@ -78,7 +75,13 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
 
     /// One chunk of each: x is normalized, and the other row's is added to `sums`.
     #[inline(always)]
-    fn chunk(self, streams: &mut Streams<'_, T::Chunk, 5, 1>, k: usize, sums: &mut LaneSums<T::Lanes<I>>) {
+    fn chunk(
+        self,
+        streams: &mut Streams<'_, T::Chunk, 5, 1>,
+        k: usize,
+        sums: &mut LaneSums<T::Lanes<I>>,
+        waiting: &mut Waiting<T::Lanes<I>>,
+    ) {
         let load = |chunk| T::Lanes::load(self.isa, chunk);
         let [x, gamma, beta, summed, ahead] = streams.read;
         if AHEAD {
@@ -93,20 +96,25 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
                 value = value.mul_add(load(&gamma[k]), load(&beta[k]));
             }
             let y = &mut streams.written[0][k];
-            if const { WRITE == STREAMED } { value.stream(y) } else { value.store(y) }
+            match WRITE {
+                JOINED => waiting.put(value, y),
+                STREAMED => value.stream(y),
+                _ => value.store(y),
+            }
         }
     }
 
     /// The same of fewer elements than a register has.
     #[inline(always)]
-    fn tail(self, streams: Streams<'_, T, 5, 1>, sums: &mut LaneSums<T::Lanes<I>>) {
+    fn tail(self, streams: Streams<'_, T, 5, 1>, sums: &mut LaneSums<T::Lanes<I>>, waiting: &mut Waiting<T::Lanes<I>>) {
         let [x, gamma, beta, summed, _] = streams.read;
         let [y] = streams.written;
         if SUM && !summed.is_empty() {
             *sums = sums.plus(T::Lanes::load_tail(self.isa, summed, self.pilot) - self.pilot);
         }
         if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
-            self.coefficients.write_few::<T, I, AFFINE>(self.isa, x, y, [gamma, beta]);
+            let value = self.coefficients.few::<T, I, AFFINE>(self.isa, x, [gamma, beta]);
+            if const { WRITE == JOINED } { waiting.put_few(value, y) } else { value.store_tail(y) }
         }
     }
 }
@@ -114,7 +122,8 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
 impl<T: Element> Piece<'_, T> {
     /// Writes y, and gives `sums` with those of the other row added.
     ///
-    /// A streamed piece has y aligned to 64 bytes, and no tail.
+    /// A streamed piece has y aligned to 64 bytes, and no tail; a joined one has y aligned where the first that wait belong, and
+    /// those that wait at its end are left in `waiting`.
     #[inline(always)]
     pub(super) fn run<I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool>(
         self,
@@ -122,12 +131,20 @@ impl<T: Element> Piece<'_, T> {
         coefficients: Coefficients<T::Lanes<I>>,
         pilot: T::Lanes<I>,
         mut sums: LaneSums<T::Lanes<I>>,
+        waiting: &mut Waiting<T::Lanes<I>>,
     ) -> LaneSums<T::Lanes<I>> {
         let this = Loop::<T, I, WRITE, SUM, AFFINE, AHEAD> { isa, coefficients, pilot };
         let used = Loop::<T, I, WRITE, SUM, AFFINE, AHEAD>::USED;
         let Self { x, y, gamma, beta, summed, ahead } = self;
         let len = if SUM { summed.len() } else { x.len() } / T::LANES;
-        let (chunks, tails) = Streams { read: [x, gamma, beta, summed, ahead], written: [y] }.into_chunks();
+        // Behind the lines that whole chunks fill are the places of those that wait then, and of the row's tail.
+        let (y, places) = y.split_at_mut(if const { WRITE == JOINED } { len * T::LANES } else { y.len() });
+        let (chunks, mut tails) = Streams { read: [x, gamma, beta, summed, ahead], written: [y] }.into_chunks();
+        if const { WRITE == JOINED } {
+            tails.written = [places];
+        }
+        // Of its own here, for registers.
+        let mut still_waiting = if const { WRITE == JOINED } { *waiting } else { Waiting::none(isa) };
         let (groups, rest) = chunks.cut(used, len).into_groups::<{ stats::ACCUMULATORS }>();
         let (group_count, rest_len) = (len / stats::ACCUMULATORS, len % stats::ACCUMULATORS);
         let (mut groups, mut rest) = (groups.cut(used, group_count), rest.cut(used, rest_len));
@@ -137,13 +154,13 @@ impl<T: Element> Piece<'_, T> {
             for k in first..group_count.min(first + stats::RUN) {
                 let mut group = groups.group(used, k);
                 for i in 0..stats::ACCUMULATORS {
-                    this.chunk(&mut group, i, &mut run[i]);
+                    this.chunk(&mut group, i, &mut run[i], &mut still_waiting);
                 }
             }
             if group_count < first + stats::RUN {
                 for i in 0..stats::ACCUMULATORS - 1 {
                     if i < rest_len {
-                        this.chunk(&mut rest, i, &mut run[i]);
+                        this.chunk(&mut rest, i, &mut run[i], &mut still_waiting);
                     }
                 }
             }
@@ -151,7 +168,10 @@ impl<T: Element> Piece<'_, T> {
                 sums = sums + stats::tree(run);
             }
         }
-        this.tail(tails, &mut sums);
+        this.tail(tails, &mut sums, &mut still_waiting);
+        if const { WRITE == JOINED } {
+            *waiting = still_waiting;
+        }
         sums
     }
 }

@@ -5,8 +5,9 @@ use super::plan::Plan;
 use super::{Forward, save};
 use crate::Element;
 use crate::kernel::copy::Bring;
+use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, BatchSums, CloseSegment, LaneSums, Moments, RowMoments, SegmentTotals, TakeAgain};
-use crate::kernel::{NOT_WRITTEN, STREAMED, careful, segment};
+use crate::kernel::{JOINED, NOT_WRITTEN, STORED, STREAMED, careful, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use std::ops::Range;
 
@@ -39,7 +40,7 @@ impl<T: Element> Batch<T> {
 
 /// Batches of rows on their way.
 #[derive(Debug)]
-pub(super) struct Pipeline<'f, 'a, T, I> {
+pub(super) struct Pipeline<'f, 'a, T: Element, I: Isa> {
     pub(super) isa: I,
     pub(super) plan: Plan,
     /// Rows whose sums are to be taken: whole batches.
@@ -48,15 +49,25 @@ pub(super) struct Pipeline<'f, 'a, T, I> {
     pub(super) batch: Batch<T>,
     /// A batch of short rows, a row, or a tile of a long one, on the way past the caches.
     pub(super) staged: &'f mut [T],
+    /// What waits for the next joined row.
+    pub(super) waiting: Waiting<T::Lanes<I>>,
     pub(super) forward: &'f mut Forward<'a, T>,
 }
 
 /// A step of a pipeline as a function of its own, for those that take sums alone or write alone: so they are compiled once for
 /// all widths.
 #[derive(Debug)]
-pub(super) struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool>(
-    pub(super) &'p mut Pipeline<'f, 'a, T, J>,
-);
+pub(super) struct Step<
+    'p,
+    'f,
+    'a,
+    T: Element,
+    J: Isa,
+    const WRITE: u8,
+    const SUM: bool,
+    const AFFINE: bool,
+    const AHEAD: bool,
+>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
 
 impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, const AHEAD: bool> Kernel
     for Step<'_, '_, '_, T, J, WRITE, SUM, AFFINE, AHEAD>
@@ -71,7 +82,7 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
 
 /// [`Pipeline::row`] as a function of its own, where no row is written.
 #[derive(Debug)]
-pub(super) struct SumsOfRow<'p, 'f, 'a, T, J>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
+pub(super) struct SumsOfRow<'p, 'f, 'a, T: Element, J: Isa>(pub(super) &'p mut Pipeline<'f, 'a, T, J>);
 
 impl<T: Element, J: Isa> Kernel for SumsOfRow<'_, '_, '_, T, J> {
     type Output = ();
@@ -114,12 +125,13 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let next = self.rows.start;
         // In the first step there is no batch before.
         let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
-        let is_staged = !self.staged.is_empty();
+        let is_staged = const { WRITE == STORED } && !self.staged.is_empty();
         let Forward { parameters, x, y, .. } = &mut *self.forward;
         let following = if self.rows.len() > batch { &x[(next + batch) * width..][..batch * width] } else { &[] };
         let summed = if SUM { &x[next * width..][..batch * width] } else { &[] };
         let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { first * width..(first + batch) * width };
-        let (written_x, y) = (&x[written.clone()], &mut y[written]);
+        let written_x = &x[written.clone()];
+        let y_start = written.start;
         let (gamma, beta) = (parameters.gamma.unwrap_or(&[]), parameters.beta.unwrap_or(&[]));
         let zero = T::Lanes::splat(isa, T::ZERO);
         let mut sums = [[zero; BATCH]; 2];
@@ -139,10 +151,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 let piece = Piece {
                     x: if const { WRITE == NOT_WRITTEN } { &[] } else { &written_x[place..][..len] },
                     y: match (WRITE, is_staged, plan.is_whole()) {
+                        (JOINED, ..) => &mut y[y_start + place - self.waiting.count()..y_start + place + len],
                         (NOT_WRITTEN, ..) => &mut [],
                         (_, true, true) => &mut self.staged[i * width..][..width],
                         (_, true, false) => &mut self.staged[..len],
-                        (_, false, _) => &mut y[place..][..len],
+                        (_, false, _) => &mut y[y_start + place..][..len],
                     },
                     gamma,
                     beta,
@@ -152,10 +165,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 let coefficients = self.batch.coefficients(isa, i);
                 let about = T::Lanes::splat(isa, pilots[i]);
                 let row = LaneSums { sum: sums[0][i], squares: sums[1][i] };
-                let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row);
+                let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row, &mut self.waiting);
                 [sums[0][i], sums[1][i]] = [row.sum, row.squares];
                 if const { WRITE != NOT_WRITTEN } && is_staged && !plan.is_whole() {
-                    let target = &mut y[place..][..len];
+                    let target = &mut y[y_start + place..][..len];
                     isa.run(Bring { staged: &self.staged[..len], target, accumulate: false, stream: true });
                 }
             }
@@ -165,7 +178,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
         if const { WRITE != NOT_WRITTEN } {
             if is_staged && plan.is_whole() {
-                isa.run(Bring { staged: self.staged, target: y, accumulate: false, stream: true });
+                let target = &mut y[y_start..][..batch * width];
+                isa.run(Bring { staged: self.staged, target, accumulate: false, stream: true });
             }
             if !self.batch.ordinary {
                 self.rescue::<WRITE>(first);
@@ -186,15 +200,15 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let width = self.plan.width;
         let next = self.rows.start;
         let written = if const { WRITE == NOT_WRITTEN } { 0..0 } else { (next - 1) * width..next * width };
-        let is_staged = !self.staged.is_empty();
         let Forward { parameters, x, y, .. } = &mut *self.forward;
         let summed = &x[next * width..][..width];
         let ahead = self.plan.ahead::<T>(next, 0, 0).min(x.len() - width);
-        let y = &mut y[written.clone()];
+        let is_staged = const { WRITE == STORED } && !self.staged.is_empty();
+        let waiting = if const { WRITE == JOINED } { self.waiting.count() } else { 0 };
         let pilot = stats::pilot(isa, summed);
         let piece = Piece {
-            x: &x[written],
-            y: if is_staged && const { WRITE != NOT_WRITTEN } { &mut *self.staged } else { &mut *y },
+            x: &x[written.clone()],
+            y: if is_staged { &mut *self.staged } else { &mut y[written.start - waiting..written.end] },
             gamma: if AFFINE { parameters.gamma.unwrap_or(&[]) } else { &[] },
             beta: if AFFINE { parameters.beta.unwrap_or(&[]) } else { &[] },
             summed,
@@ -205,10 +219,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             self.batch.coefficients(isa, 0),
             T::Lanes::splat(isa, pilot),
             LaneSums::zero(isa),
+            &mut self.waiting,
         );
         if const { WRITE != NOT_WRITTEN } {
             if is_staged {
-                isa.run(Bring { staged: self.staged, target: y, accumulate: false, stream: true });
+                isa.run(Bring { staged: self.staged, target: &mut y[written], accumulate: false, stream: true });
             }
             if !self.batch.ordinary {
                 self.rescue::<WRITE>(next - 1);
@@ -219,14 +234,37 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         self.rows.start += 1;
     }
 
+    /// Writes the first batch, to which joined rows are going to be joined.
+    #[inline(always)]
+    pub(super) fn write_first<const AFFINE: bool>(&mut self) {
+        self.isa.run(Step::<_, _, STORED, false, AFFINE, false>(self));
+        let written = self.rows.start * self.plan.width;
+        self.waiting = Waiting::at_end(self.isa, &self.forward.y[..written]);
+    }
+
+    /// Writes what still waits of joined rows, and the last batch.
+    #[inline(always)]
+    pub(super) fn write_last<const AFFINE: bool>(&mut self) {
+        let written = (self.rows.start - self.plan.batch) * self.plan.width;
+        self.waiting.settle(&mut self.forward.y[..written]);
+        self.isa.run(Step::<_, _, STORED, false, AFFINE, false>(self));
+    }
+
     /// Does the rows of the batch from `first` on again that are outside the ordinary range.
     #[inline(always)]
     pub(super) fn rescue<const WRITE: u8>(&mut self, first: usize) {
+        let end = (first + self.plan.batch) * self.plan.width;
+        if WRITE == JOINED {
+            self.waiting.settle(&mut self.forward.y[..end]);
+        }
         if WRITE == STREAMED || !self.staged.is_empty() {
             // Streamed rows are about to be written again.
             self.isa.fence();
         }
         self.forward.rescue(first, self.plan.batch, &self.batch.variance);
+        if WRITE == JOINED {
+            self.waiting = Waiting::at_end(self.isa, &self.forward.y[..end]);
+        }
     }
 
     /// What the next row is to be normalized by, as in [`finish`](Self::finish).

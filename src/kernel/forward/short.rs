@@ -7,8 +7,9 @@ use super::Forward;
 use super::pipeline::{Finish, Pipeline};
 use crate::Element;
 use crate::kernel::copy::Bring;
+use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, ACCUMULATORS, BatchSums, LaneSums, RUN};
-use crate::kernel::{STREAMED, TOGETHER};
+use crate::kernel::{JOINED, STORED, STREAMED, TOGETHER};
 use crate::simd::{BATCH, Isa, Lanes};
 
 /// Chunks of a row whose gamma and beta stay in registers, at most. Where registers are too few for so many, as those of AVX2
@@ -32,7 +33,6 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let width = if const { CHUNKS > 0 } { CHUNKS * T::LANES } else { self.plan.width };
         let count = width / T::LANES;
         let next = self.rows.start;
-        let is_staged = !self.staged.is_empty();
         let load = |chunk: &T::Chunk| T::Lanes::load(isa, chunk);
         let Forward { parameters, x, y, .. } = &mut *self.forward;
         let of_batch = (next - BATCH) * width..next * width;
@@ -42,7 +42,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             stats::prefetch_pilots(isa, &x[(next + BATCH) * width..][..BATCH * width], width);
         }
         let of_last = &x[of_batch.clone()];
-        let y = &mut y[of_batch];
+        let is_staged = const { WRITE == STORED } && !self.staged.is_empty();
+        // Joined rows begin with the places of those that wait.
+        let mut waiting = if const { WRITE == JOINED } { self.waiting } else { Waiting::none(isa) };
+        let before = waiting.count();
+        let y = &mut y[of_batch.start - before..of_batch.end];
         let target = if is_staged { &mut *self.staged } else { &mut *y };
         let (affine, ahead_count) = (if AFFINE { width } else { 0 }, if AHEAD { count } else { 0 });
         let (gamma, gamma_tail) = T::chunks(&parameters.gamma.unwrap_or(&[])[..affine]);
@@ -57,7 +61,13 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let row = i * width..(i + 1) * width;
             let (summed, summed_tail) = T::chunks(&of_next[row.clone()]);
             let (written, written_tail) = T::chunks(&of_last[row.clone()]);
-            let (target, target_tail) = T::chunks_mut(&mut target[row]);
+            let (target, target_tail) = if const { WRITE == JOINED } {
+                let target = &mut target[before + row.start - waiting.count()..before + row.end];
+                let (target, places) = target.split_at_mut(count * T::LANES);
+                (T::chunks_mut(target).0, places)
+            } else {
+                T::chunks_mut(&mut target[row])
+            };
             let ahead = if AHEAD { self.plan.ahead::<T>(next, i, 0).min(x.len() - width) } else { 0 };
             // All that are used have one length, for the compiler to see.
             let ahead = &T::chunks(&x[ahead..]).0[..ahead_count];
@@ -86,7 +96,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                         value = value.mul_add(gamma, beta);
                     }
                     let y = &mut target[k];
-                    if const { WRITE == STREAMED } { value.stream(y) } else { value.store(y) }
+                    match WRITE {
+                        JOINED => waiting.put(value, y),
+                        STREAMED => value.stream(y),
+                        _ => value.store(y),
+                    }
                 }};
             }
             let grouped = count - count % ACCUMULATORS;
@@ -107,12 +121,20 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             };
             if const { CHUNKS == 0 } && !summed_tail.is_empty() {
                 row = row.plus(T::Lanes::load_tail(isa, summed_tail, pilot) - pilot);
-                coefficients.write_few::<T, I, AFFINE>(isa, written_tail, target_tail, [gamma_tail, beta_tail]);
+                let value = coefficients.few::<T, I, AFFINE>(isa, written_tail, [gamma_tail, beta_tail]);
+                if const { WRITE == JOINED } {
+                    waiting.put_few(value, target_tail);
+                } else {
+                    value.store_tail(target_tail);
+                }
             }
             [sums[0][i], sums[1][i]] = [row.sum, row.squares];
         }
         if is_staged {
             isa.run(Bring { staged: self.staged, target: y, accumulate: false, stream: true });
+        }
+        if const { WRITE == JOINED } {
+            self.waiting = waiting;
         }
         if !self.batch.ordinary {
             self.rescue::<WRITE>(next - BATCH);

@@ -73,6 +73,22 @@ mod f32x16 {
                 _mm256_stream_ps(halves[1].as_mut_ptr(), a[1]);
             }
         }
+        fn rotated(a: [__m256; 2], by: usize) -> [__m256; 2] {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            // Of each index the instruction takes what is left of it modulo lanes.
+            let index = _mm256_sub_epi32(lanes, _mm256_set1_epi32(by as i32));
+            let [lower, upper] = [_mm256_permutevar8x32_ps(a[0], index), _mm256_permutevar8x32_ps(a[1], index)];
+            let crossed = _mm256_castsi256_ps(crossed(isa, by));
+            [_mm256_blendv_ps(lower, upper, crossed), _mm256_blendv_ps(upper, lower, crossed)]
+        }
+        fn crossed(by: usize) -> __m256i {
+            // Lanes that come from the other half: the first of each, or all others where `by` is more than a half.
+            _mm256_xor_si256(mask(isa, by % 8), _mm256_set1_epi32(if by < 8 { 0 } else { -1 }))
+        }
+        fn with_first(a: [__m256; 2], b: [__m256; 2], count: usize) -> [__m256; 2] {
+            let masks = [mask(isa, count), mask(isa, count.saturating_sub(8))].map(|mask| _mm256_castsi256_ps(mask));
+            [_mm256_blendv_ps(a[0], b[0], masks[0]), _mm256_blendv_ps(a[1], b[1], masks[1])]
+        }
         fn sum(a: [__m256; 2]) -> f64 {
             let four = four_sums(isa, a);
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
@@ -155,6 +171,23 @@ mod f64x8 {
                 _mm256_stream_pd(halves[0].as_mut_ptr(), a[0]);
                 _mm256_stream_pd(halves[1].as_mut_ptr(), a[1]);
             }
+        }
+        fn rotated(a: [__m256d; 2], by: usize) -> [__m256d; 2] {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            // Pairs of 32 bits; of each index the instruction takes what is left of it modulo 8.
+            let index = _mm256_sub_epi32(lanes, _mm256_set1_epi32(2 * by as i32));
+            let turned =
+                a.map(|half| _mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(half), index)));
+            let crossed = _mm256_castsi256_pd(crossed(isa, by));
+            [_mm256_blendv_pd(turned[0], turned[1], crossed), _mm256_blendv_pd(turned[1], turned[0], crossed)]
+        }
+        fn crossed(by: usize) -> __m256i {
+            // Lanes that come from the other half: the first of each, or all others where `by` is more than a half.
+            _mm256_xor_si256(mask(isa, by % 4), _mm256_set1_epi64x(if by < 4 { 0 } else { -1 }))
+        }
+        fn with_first(a: [__m256d; 2], b: [__m256d; 2], count: usize) -> [__m256d; 2] {
+            let masks = [mask(isa, count), mask(isa, count.saturating_sub(4))].map(|mask| _mm256_castsi256_pd(mask));
+            [_mm256_blendv_pd(a[0], b[0], masks[0]), _mm256_blendv_pd(a[1], b[1], masks[1])]
         }
         fn sum(a: [__m256d; 2]) -> f64 {
             let four = _mm256_add_pd(a[0], a[1]);

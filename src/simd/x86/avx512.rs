@@ -50,6 +50,12 @@ mod f32x16 {
             // the store before the result is handed to another thread.
             unsafe { _mm512_stream_ps(chunk.as_mut_ptr(), a) }
         }
+        fn rotated(a: __m512, by: usize) -> __m512 {
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            // Of each index the instruction takes what is left of it modulo lanes.
+            _mm512_permutexvar_ps(_mm512_sub_epi32(lanes, _mm512_set1_epi32(by as i32)), a)
+        }
+        fn with_first(a: __m512, b: __m512, count: usize) -> __m512 { _mm512_mask_blend_ps(first(count), a, b) }
         fn sum(a: __m512) -> f64 {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
@@ -120,6 +126,12 @@ mod f64x8 {
             // the store before the result is handed to another thread.
             unsafe { _mm512_stream_pd(chunk.as_mut_ptr(), a) }
         }
+        fn rotated(a: __m512d, by: usize) -> __m512d {
+            let lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+            // Of each index the instruction takes what is left of it modulo lanes.
+            _mm512_permutexvar_pd(_mm512_sub_epi64(lanes, _mm512_set1_epi64(by as i64)), a)
+        }
+        fn with_first(a: __m512d, b: __m512d, count: usize) -> __m512d { _mm512_mask_blend_pd(first(count), a, b) }
         fn sum(a: __m512d) -> f64 {
             let four = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd::<1>(a));
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));

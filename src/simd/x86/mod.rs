@@ -146,11 +146,17 @@ macro_rules! register {
 
             #[inline(always)]
             fn stream(self, chunk: &mut [$element; $lanes]) {
-                if chunk.as_ptr().addr().is_multiple_of(64) {
-                    $functions::stream(self.1, self.0, chunk);
-                } else {
-                    $functions::store(self.1, self.0, chunk);
-                }
+                $functions::stream(self.1, self.0, chunk);
+            }
+
+            #[inline(always)]
+            fn rotated(self, by: usize) -> Self {
+                Self($functions::rotated(self.1, self.0, by), self.1)
+            }
+
+            #[inline(always)]
+            fn with_first(self, other: Self, count: usize) -> Self {
+                Self($functions::with_first(self.1, self.0, other.0, count), self.1)
             }
 
             #[inline(always)]
