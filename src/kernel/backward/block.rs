@@ -4,8 +4,9 @@
 use super::piece::Coefficients;
 use super::{FULL, PLAIN};
 use crate::Element;
-use crate::kernel::STREAMED;
+use crate::kernel::joined::Waiting;
 use crate::kernel::streams::{chunks, chunks_mut};
+use crate::kernel::{JOINED, STREAMED};
 use crate::simd::{BATCH, Isa, Lanes};
 use std::ops::Range;
 
@@ -25,12 +26,13 @@ const LONG: usize = 16;
 
 /// A batch of rows, and gamma, dgamma and dbeta.
 #[derive(Debug)]
-pub(super) struct Block<'a, T, I> {
+pub(super) struct Block<'a, T: Element, I: Isa> {
     pub(super) isa: I,
     pub(super) width: usize,
     pub(super) x: &'a [T],
     pub(super) dy: &'a [T],
-    /// The columns from `dx_start` on, at least those that are written; `dx_stride` elements from row to row.
+    /// The columns from `dx_start` on, at least those that are written; `dx_stride` elements from row to row. Of a joined row, which
+    /// is the only one and has all its columns written, beginning with the places of those that wait.
     pub(super) dx: &'a mut [T],
     pub(super) dx_start: usize,
     pub(super) dx_stride: usize,
@@ -40,6 +42,8 @@ pub(super) struct Block<'a, T, I> {
     pub(super) gamma: &'a [T],
     pub(super) dgamma: &'a mut [T],
     pub(super) dbeta: &'a mut [T],
+    /// Where the row is joined.
+    pub(super) waiting: Waiting<T::Lanes<I>>,
 }
 
 impl<T: Element, I: Isa> Block<'_, T, I> {
@@ -67,7 +71,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             column += T::LANES;
         }
         if column < columns.end {
-            self.tail::<MODE, CONTINUED>(column..columns.end);
+            self.tail::<WRITE, MODE, CONTINUED>(column..columns.end);
         }
     }
 
@@ -106,7 +110,11 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
                     dgamma[n] = dy.mul_add(xhat, dgamma[n]);
                     dbeta[n] = dbeta[n] + dy;
                 }
-                if const { WRITE == STREAMED } { value.stream(&mut dx[n]) } else { value.store(&mut dx[n]) }
+                match WRITE {
+                    JOINED => self.waiting.put(value, &mut dx[n]),
+                    STREAMED => value.stream(&mut dx[n]),
+                    _ => value.store(&mut dx[n]),
+                }
             }
         }
         if const { MODE != FULL } {
@@ -128,7 +136,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
 
     /// Fewer columns than a register has lanes.
     #[inline(always)]
-    fn tail<const MODE: u8, const CONTINUED: bool>(&mut self, columns: Range<usize>) {
+    fn tail<const WRITE: u8, const MODE: u8, const CONTINUED: bool>(&mut self, columns: Range<usize>) {
         let (isa, width) = (self.isa, self.width);
         let zero = T::Lanes::splat(isa, T::ZERO);
         let load = |values: &[T]| T::Lanes::load_tail(isa, values, zero);
@@ -145,7 +153,11 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             dgamma = dy.mul_add(xhat, dgamma);
             dbeta = dbeta + dy;
             let dx = i * self.dx_stride + columns.start - self.dx_start;
-            value.store_tail(&mut self.dx[dx..dx + columns.len()]);
+            if const { WRITE == JOINED } {
+                self.waiting.put_few(value, &mut self.dx[dx..]);
+            } else {
+                value.store_tail(&mut self.dx[dx..dx + columns.len()]);
+            }
         }
         if const { MODE != FULL } {
             return;

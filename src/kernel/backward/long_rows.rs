@@ -19,6 +19,7 @@ use super::{Backward, FULL, PLAIN, SCALED};
 use crate::Element;
 use crate::kernel::copy::Bring;
 use crate::kernel::forward::{Parameters, Place};
+use crate::kernel::joined::Waiting;
 use crate::kernel::stats::CompensatedSum;
 use crate::kernel::{NOT_WRITTEN, STORED, room, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
@@ -136,7 +137,8 @@ impl<T: Element> Segments<'_, T> {
                 summed_dy: &dy[start..][..len],
                 ..Piece::default()
             };
-            let found = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, mean, RowSums::zero(isa));
+            let zero = RowSums::zero(isa);
+            let found = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, mean, zero, &mut Waiting::none(isa));
             *sums = [found.g.sum(), found.d.sum(), found.product.sum()];
         }
     }
@@ -169,6 +171,7 @@ impl<T: Element> Finish<'_, T> {
             rows: 0..batch,
             batch: found.0,
             staged: &mut [],
+            waiting: Waiting::none(isa),
             counts: &mut Counts::default(),
             block: &mut [],
             backward: &mut backward,
@@ -219,6 +222,7 @@ impl<T: Element> Columns<'_, T> {
                 gamma: if MODE == PLAIN { gamma } else { &gamma[column..] },
                 dgamma,
                 dbeta,
+                waiting: Waiting::none(isa),
             };
             block.columns::<STORED, MODE, false>(0..len);
             if let Some((dx, accumulate)) = &mut dx {

@@ -19,10 +19,10 @@
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
 //! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there, rows are very short and dx is not
-//!   streamed; and on [AMD's CPUs](crate::simd::is_amd) from memory, where rows are of up to 512 bytes, or a kilobyte with a
-//!   tail, and with gamma of more than 4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are
-//!   written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows
-//!   of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC.
+//!   streamed; and on [AMD's CPUs](crate::simd::is_amd) from memory, where rows are of up to 512 bytes (with AVX2 and a tail of up
+//!   to a kilobyte), and with gamma of more than 4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its
+//!   gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without
+//!   gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
 //!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
@@ -30,6 +30,9 @@
 //!   cache, with dgamma and dbeta, blocks are faster: fused, rows of 256 to 4096 columns took 0.98 to 1.5 times as long on an
 //!   EPYC, and only those of 1024 less, 0.87 times. Instruction sets without specialized loops always go in blocks. ([AMD's
 //!   CPUs](crate::simd::is_amd) have ways of their own.)
+//!
+//! Past the caches rows go as they are where they begin and end with cache lines; else fused ones are [`joined`](super::joined), one
+//! row at a time, and others are written in a nearer cache and copied.
 //!
 //! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
 //! of very long rows, and of those of up to 1.5 KiB in blocks, eight at a time.
@@ -50,7 +53,8 @@ mod plan;
 mod short;
 
 use super::forward::{Parameters, Place};
-use super::{STORED, STREAMED, careful, room, segment};
+use super::joined::Waiting;
+use super::{JOINED, STORED, STREAMED, careful, room, segment};
 use crate::Element;
 use crate::simd::{BATCH, Isa, Kernel, Lanes};
 use parameter_sums::Counts;
@@ -103,10 +107,11 @@ impl<T: Element> Kernel for Backward<'_, T> {
         let is_far = self.place == Place::Memory;
         let streams = is_far && is_whole_lines(width, self.dx.as_ref());
         // From memory rows go fused on CPUs other than AMD's, where nothing else was measured.
-        let pays_in_blocks = self.is_amd && Plan::pays_in_blocks::<T>(width, self.dx.as_ref());
+        let pays_in_blocks = self.is_amd && Plan::pays_in_blocks::<T, I>(width, self.dx.as_ref());
         // Without gamma.
         let is_short_block = is_far && pays_in_blocks || Plan::is_short::<T>(width) && !streams;
         let is_fused = is_far && !pays_in_blocks && !(self.is_amd && Plan::is_long_for_blocks::<T>(width));
+        let joins = is_far && Plan::pays_joined::<T, I>(width, self.dx.as_ref());
         if !I::SPECIALIZED {
             // One loop does for those that cannot write past the caches.
             return match (self.parameters.gamma.is_some(), self.sums.is_some()) {
@@ -119,10 +124,12 @@ impl<T: Element> Kernel for Backward<'_, T> {
             (false, _) if is_short_block && streams => self.all_rows::<I, STREAMED, PLAIN, false, false>(isa),
             (false, _) if is_short_block => self.all_rows::<I, STORED, PLAIN, false, false>(isa),
             (false, _) if streams => self.all_rows::<I, STREAMED, PLAIN, true, true>(isa),
+            (false, _) if joins => self.all_rows::<I, JOINED, PLAIN, true, true>(isa),
             (false, _) if is_far => self.all_rows::<I, STORED, PLAIN, true, true>(isa),
             (false, _) => self.all_rows::<I, STORED, PLAIN, true, false>(isa),
             // Fused, the sums cost nothing, so there is no loop without them.
             (true, _) if is_fused && streams => self.all_rows::<I, STREAMED, FULL, true, true>(isa),
+            (true, _) if is_fused && joins => self.all_rows::<I, JOINED, FULL, true, true>(isa),
             (true, _) if is_fused => self.all_rows::<I, STORED, FULL, true, true>(isa),
             (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, false, false>(isa),
             (true, true) if streams => self.all_rows::<I, STREAMED, FULL, false, false>(isa),
@@ -169,7 +176,7 @@ impl<T: Element> Backward<'_, T> {
         let is_block = !FUSED && WRITE == STORED && MODE == FULL;
         CHUNKS * T::LANES >= careful::NARROW
             && MODE != SCALED
-            && !(WRITE == STORED && AHEAD)
+            && !((WRITE == STORED || WRITE == JOINED) && AHEAD)
             && (is_short || is_row || is_block)
     }
 
@@ -226,10 +233,11 @@ impl<T: Element> Backward<'_, T> {
         counts: &mut Counts,
         block: &mut [T],
     ) {
-        // dx that is not at multiples of 64 bytes goes past the caches by way of a buffer, and so does one that is
-        // added to, or that nobody wants.
+        // dx that is not at multiples of 64 bytes goes past the caches by way of a buffer, and so do the first and the last of rows
+        // that are joined, and dx that is added to, or that nobody wants.
         let is_overwritten = self.dx.as_ref().is_some_and(|(_, accumulate)| !accumulate);
-        let is_staged = WRITE == STORED && (self.place == Place::Memory || !is_overwritten);
+        let joins = const { WRITE == JOINED };
+        let is_staged = joins || const { WRITE == STORED } && (self.place == Place::Memory || !is_overwritten);
         let mut buffer = std::mem::take(self.staged);
         let mut plan = plan;
         if is_staged && !(FUSED && plan.width <= segment::<T>()) {
@@ -238,11 +246,21 @@ impl<T: Element> Backward<'_, T> {
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
         let apart = const { MODE == PLAIN } && self.is_amd && plan.pays_apart::<T>(AHEAD);
-        let mut pipeline = Pipeline { isa, plan, rows, batch: Batch::default(), staged, counts, block, backward: self };
+        let waiting = Waiting::none(isa);
+        let mut pipeline =
+            Pipeline { isa, plan, rows, batch: Batch::default(), staged, waiting, counts, block, backward: self };
         if FUSED {
             pipeline.sums::<MODE>();
+            // The first row is not joined, nor the last, nor those that are done with care.
+            if joins && !pipeline.rows.is_empty() {
+                pipeline.write_staged::<MODE, FUSED>();
+                pipeline.sums::<MODE>();
+            }
             while !pipeline.rows.is_empty() {
-                if apart || !pipeline.batch.ordinary {
+                if joins && !pipeline.batch.ordinary {
+                    pipeline.write_staged::<MODE, FUSED>();
+                    pipeline.sums::<MODE>();
+                } else if apart || !pipeline.batch.ordinary {
                     pipeline.write::<WRITE, MODE, FUSED>();
                     pipeline.sums::<MODE>();
                 } else if const { CHUNKS == Plan::ROW_CHUNKS } || const { CHUNKS == 0 } && plan.by_row {
@@ -251,7 +269,11 @@ impl<T: Element> Backward<'_, T> {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED, AHEAD>(0..plan.batch);
                 }
             }
-            pipeline.write::<WRITE, MODE, FUSED>();
+            if joins {
+                pipeline.write_staged::<MODE, FUSED>();
+            } else {
+                pipeline.write::<WRITE, MODE, FUSED>();
+            }
         } else {
             let mut sums = [[T::Lanes::splat(isa, T::ZERO); BATCH]; 3];
             while !pipeline.rows.is_empty() {

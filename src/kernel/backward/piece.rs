@@ -2,8 +2,9 @@
 
 use super::{FULL, PLAIN};
 use crate::Element;
+use crate::kernel::joined::Waiting;
 use crate::kernel::streams::{Streams, Used};
-use crate::kernel::{NOT_WRITTEN, STREAMED};
+use crate::kernel::{JOINED, NOT_WRITTEN, STREAMED};
 use crate::simd::{BATCH, Isa, Lanes};
 use std::ops::Add;
 
@@ -183,6 +184,7 @@ pub(super) struct Piece<'a, T> {
     /// Columns of the row whose dx is written.
     pub(super) x: &'a [T],
     pub(super) dy: &'a [T],
+    /// Of a joined row, beginning with the places of those that wait.
     pub(super) dx: &'a mut [T],
     pub(super) gamma: &'a [T],
     /// What the row adds to, where dgamma and dbeta are wanted.
@@ -231,7 +233,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
 
     /// Writes a chunk of the gradients of the other row.
     #[inline(always)]
-    fn write(self, arrays: &mut Arrays<'_, T::Chunk>, k: usize) {
+    fn write(self, arrays: &mut Arrays<'_, T::Chunk>, k: usize, waiting: &mut Waiting<T::Lanes<I>>) {
         if const { WRITE == NOT_WRITTEN } {
             return;
         }
@@ -248,12 +250,16 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
             sums.1.store(dbeta);
         }
         let dx = &mut dx[k];
-        if const { WRITE == STREAMED } { value.stream(dx) } else { value.store(dx) }
+        match WRITE {
+            JOINED => waiting.put(value, dx),
+            STREAMED => value.stream(dx),
+            _ => value.store(dx),
+        }
     }
 
     /// The same of fewer elements than a register has.
     #[inline(always)]
-    fn tail(self, arrays: Arrays<'_, T>, sums: &mut RowSums<T::Lanes<I>>) {
+    fn tail(self, arrays: Arrays<'_, T>, sums: &mut RowSums<T::Lanes<I>>, waiting: &mut Waiting<T::Lanes<I>>) {
         let zero = T::Lanes::splat(self.isa, T::ZERO);
         let load = |values: &[T]| T::Lanes::load_tail(self.isa, values, zero);
         let [x, dy, gamma, summed_x, summed_dy, ..] = arrays.read;
@@ -269,7 +275,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
                 dy.mul_add(xhat, load(dgamma)).store_tail(dgamma);
                 (load(dbeta) + dy).store_tail(dbeta);
             }
-            value.store_tail(dx);
+            if const { WRITE == JOINED } { waiting.put_few(value, dx) } else { value.store_tail(dx) }
         }
     }
 }
@@ -277,7 +283,8 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
 impl<T: Element> Piece<'_, T> {
     /// Writes dx, and gives `sums` with those of the other row, whose mean is `mean`, added.
     ///
-    /// A streamed piece has dx aligned to 64 bytes, and no tail.
+    /// A streamed piece has dx aligned to 64 bytes, and no tail; a joined one has dx aligned where the first that wait belong, and
+    /// those that wait at its end are left in `waiting`.
     #[inline(always)]
     pub(super) fn run<I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool>(
         self,
@@ -285,14 +292,22 @@ impl<T: Element> Piece<'_, T> {
         coefficients: Coefficients<T::Lanes<I>>,
         mean: T::Lanes<I>,
         mut sums: RowSums<T::Lanes<I>>,
+        waiting: &mut Waiting<T::Lanes<I>>,
     ) -> RowSums<T::Lanes<I>> {
         let this = Loop::<T, I, WRITE, MODE, AHEAD> { isa, coefficients, mean };
         let used = Loop::<T, I, WRITE, MODE, AHEAD>::USED;
         let Self { x, dy, dx, gamma, dgamma, dbeta, summed_x, summed_dy, ahead_x, ahead_dy } = self;
         let len = summed_x.len() / T::LANES;
+        // Behind the lines that whole chunks fill are the places of those that wait then, and of the row's tail.
+        let (dx, places) = dx.split_at_mut(if const { WRITE == JOINED } { len * T::LANES } else { dx.len() });
         let arrays =
             Arrays { read: [x, dy, gamma, summed_x, summed_dy, ahead_x, ahead_dy], written: [dx, dgamma, dbeta] };
-        let (chunks, tails) = arrays.into_chunks();
+        let (chunks, mut tails) = arrays.into_chunks();
+        if const { WRITE == JOINED } {
+            tails.written[0] = places;
+        }
+        // Of its own here, for registers.
+        let mut still_waiting = if const { WRITE == JOINED } { *waiting } else { Waiting::none(isa) };
         let (groups, rest) = chunks.cut(used, len).into_groups::<GROUP>();
         let (group_count, rest_len) = (len / GROUP, len % GROUP);
         let (mut groups, mut rest) = (groups.cut(used, group_count), rest.cut(used, rest_len));
@@ -306,20 +321,23 @@ impl<T: Element> Piece<'_, T> {
                     [this.terms(&group, 0), this.terms(&group, 1), this.terms(&group, 2), this.terms(&group, 3)];
                 run = run.plus_group(terms);
                 for i in 0..GROUP {
-                    this.write(&mut group, i);
+                    this.write(&mut group, i, &mut still_waiting);
                 }
             }
             if group_count < first + RUN {
                 for i in 0..GROUP - 1 {
                     if i < rest_len {
                         run = run.plus(this.terms(&rest, i));
-                        this.write(&mut rest, i);
+                        this.write(&mut rest, i, &mut still_waiting);
                     }
                 }
             }
             sums = sums + run;
         }
-        this.tail(tails, &mut sums);
+        this.tail(tails, &mut sums, &mut still_waiting);
+        if const { WRITE == JOINED } {
+            *waiting = still_waiting;
+        }
         sums
     }
 }

@@ -11,8 +11,9 @@ use super::plan::Plan;
 use super::{Backward, FULL, PLAIN, SCALED};
 use crate::Element;
 use crate::kernel::copy::Bring;
+use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, BatchSums, CloseSegment, SegmentTotals};
-use crate::kernel::{NOT_WRITTEN, careful, segment};
+use crate::kernel::{JOINED, NOT_WRITTEN, STORED, careful, segment};
 use crate::simd::{BATCH, Isa, Kernel, Lanes, values};
 use std::ops::Range;
 
@@ -36,7 +37,7 @@ impl<T: Element> Default for Batch<T> {
 
 /// Batches of rows on their way.
 #[derive(Debug)]
-pub(super) struct Pipeline<'f, 'a, T, I> {
+pub(super) struct Pipeline<'f, 'a, T: Element, I: Isa> {
     pub(super) isa: I,
     pub(super) plan: Plan,
     /// Rows whose sums are to be taken: whole batches.
@@ -45,6 +46,8 @@ pub(super) struct Pipeline<'f, 'a, T, I> {
     pub(super) batch: Batch<T>,
     /// A batch of short rows of dx, a row, or a tile of a long one.
     pub(super) staged: &'f mut [T],
+    /// What waits for the next joined row.
+    pub(super) waiting: Waiting<T::Lanes<I>>,
     pub(super) counts: &'f mut Counts,
     /// dgamma and dbeta of up to eight rows, where fused.
     pub(super) block: &'f mut [T],
@@ -53,7 +56,7 @@ pub(super) struct Pipeline<'f, 'a, T, I> {
 
 /// A step of a pipeline as a function of its own, compiled once for all widths and for all that call it.
 #[derive(Debug)]
-struct Step<'p, 'f, 'a, T, J, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool>(
+struct Step<'p, 'f, 'a, T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const FUSED: bool>(
     &'p mut Pipeline<'f, 'a, T, J>,
     Range<usize>,
 );
@@ -71,7 +74,9 @@ impl<T: Element, J: Isa, const WRITE: u8, const SUM: bool, const MODE: u8, const
 
 /// [`Pipeline::write_batch`] as a function of its own.
 #[derive(Debug)]
-struct WriteBatch<'p, 'f, 'a, T, J, const WRITE: u8, const MODE: u8, const FUSED: bool>(&'p mut Pipeline<'f, 'a, T, J>);
+struct WriteBatch<'p, 'f, 'a, T: Element, J: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool>(
+    &'p mut Pipeline<'f, 'a, T, J>,
+);
 
 impl<T: Element, J: Isa, const WRITE: u8, const MODE: u8, const FUSED: bool> Kernel
     for WriteBatch<'_, '_, '_, T, J, WRITE, MODE, FUSED>
@@ -106,7 +111,7 @@ impl<T: Element, J: Isa> Kernel for Finish<'_, '_, '_, T, J> {
 
 /// The sums of the next batch as a function of its own: together, row by row, or in steps.
 #[derive(Debug)]
-struct Sums<'p, 'f, 'a, T, J, const MODE: u8>(&'p mut Pipeline<'f, 'a, T, J>);
+struct Sums<'p, 'f, 'a, T: Element, J: Isa, const MODE: u8>(&'p mut Pipeline<'f, 'a, T, J>);
 
 impl<T: Element, J: Isa, const MODE: u8> Kernel for Sums<'_, '_, '_, T, J, MODE> {
     type Output = ();
@@ -145,7 +150,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let next = self.rows.start;
         // In the first step there is no batch before.
         let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
-        let is_staged = !self.staged.is_empty();
+        let is_staged = const { WRITE != JOINED } && !self.staged.is_empty();
+        // A joined row begins with the places of those that wait.
+        let before = if const { WRITE == JOINED } { self.waiting.count() } else { 0 };
         let Backward { parameters, x, dy, mean, dx, sums: parameter_sums, .. } = &mut *self.backward;
         let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let is_first_block = parameter_sums.as_ref().is_some_and(|sums| sums.is_zero);
@@ -159,7 +166,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let of_batch = span(first, WRITE != NOT_WRITTEN);
         let (written_x, written_dy) = (&x[of_batch.clone()], &dy[of_batch.clone()]);
         let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
-        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[of_batch]);
+        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[of_batch.start - before..of_batch.end]);
         let means = if SUM { &mean[next..][..batch] } else { &[] };
 
         let zero = [T::Lanes::splat(isa, T::ZERO); BATCH];
@@ -197,7 +204,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     let mean = T::Lanes::splat(isa, means[i]);
                     let coefficients = self.batch.rows.of_row(i).lanes(isa);
                     let row = RowSums { g: sums[0][i], d: sums[1][i], product: sums[2][i] };
-                    let row = piece.run::<I, WRITE, MODE, AHEAD>(isa, coefficients, mean, row);
+                    let row = piece.run::<I, WRITE, MODE, AHEAD>(isa, coefficients, mean, row, &mut self.waiting);
                     [sums[0][i], sums[1][i], sums[2][i]] = [row.g, row.d, row.product];
                     if const { WRITE != NOT_WRITTEN } && is_staged && staged < width && !dx.is_empty() {
                         isa.run(Bring {
@@ -222,8 +229,12 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                     gamma,
                     dgamma: &mut *dgamma,
                     dbeta: &mut *dbeta,
+                    waiting: self.waiting,
                 };
                 block.columns::<WRITE, MODE, FUSED>(start..end);
+                if const { WRITE == JOINED } {
+                    self.waiting = block.waiting;
+                }
                 if is_staged && staged < width && !dx.is_empty() {
                     for i in written.clone() {
                         let target = &mut dx[i * width + start..i * width + end];
@@ -279,6 +290,20 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             self.isa.run(WriteBatch::<_, _, WRITE, MODE, FUSED>(self));
         } else {
             self.isa.run(WriteBatch::<_, _, WRITE, MODE, false>(self));
+        }
+    }
+
+    /// Writes the row before by way of the buffer; the next one may be joined to it.
+    #[inline(always)]
+    pub(super) fn write_staged<const MODE: u8, const FUSED: bool>(&mut self) {
+        let width = self.plan.width;
+        let (start, end) = ((self.rows.start - self.plan.batch) * width, self.rows.start * width);
+        if let Some((dx, _)) = &mut self.backward.dx {
+            self.waiting.settle(&mut dx[..start]);
+        }
+        self.write::<STORED, MODE, FUSED>();
+        if let Some((dx, _)) = &self.backward.dx {
+            self.waiting = Waiting::at_end(self.isa, &dx[..end]);
         }
     }
 

@@ -3,11 +3,12 @@
 
 use super::{Pipeline, is_clearly_ordinary, targets};
 use crate::Element;
-use crate::kernel::NOT_WRITTEN;
 use crate::kernel::backward::piece::{Coefficients, GUARD, Piece, RowSums};
 use crate::kernel::backward::plan::Plan;
 use crate::kernel::backward::{Backward, FULL, PLAIN};
 use crate::kernel::copy::Bring;
+use crate::kernel::joined::Waiting;
+use crate::kernel::{JOINED, NOT_WRITTEN, STORED};
 use crate::simd::{BATCH, Isa, Lanes};
 
 impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
@@ -28,7 +29,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let about = [mean[row], rstd[row]];
             let unused = Coefficients::<T>::default().lanes(isa);
             let mean = T::Lanes::splat(isa, mean[row]);
-            let sums = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, mean, RowSums::zero(isa));
+            let zero = RowSums::zero(isa);
+            let sums = piece.run::<I, NOT_WRITTEN, MODE, false>(isa, unused, mean, zero, &mut Waiting::none(isa));
             let (coefficients, size) = finished(sums, about, width);
             self.set(i, row, coefficients, size);
         }
@@ -48,7 +50,10 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     ) {
         let isa = self.isa;
         let width = if const { CHUNKS > 0 } { CHUNKS * T::LANES } else { self.plan.width };
-        let is_staged = !self.staged.is_empty();
+        let is_staged = const { WRITE == STORED } && !self.staged.is_empty();
+        // Joined rows begin with the places of those that wait.
+        let mut waiting = if const { WRITE == JOINED } { self.waiting } else { Waiting::none(isa) };
+        let before = waiting.count();
         let first = self.rows.start;
         let most = if const { MODE == FULL } { BATCH - self.counts.in_block } else { usize::MAX };
         let count = self.rows.len().min(most);
@@ -62,7 +67,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         };
         let gamma = if const { MODE == PLAIN } { &[] } else { parameters.gamma.unwrap_or(&[]) };
         let accumulate = dx.as_ref().is_some_and(|(_, accumulate)| *accumulate);
-        let dx = dx.as_mut().map_or(&mut [][..], |(dx, _)| &mut dx[(first - 1) * width..][..count * width]);
+        let dx = dx
+            .as_mut()
+            .map_or(&mut [][..], |(dx, _)| &mut dx[(first - 1) * width - before..(first - 1 + count) * width]);
         let here = (first - 1) * width..(first + count) * width;
         let (near_x, near_dy) = (&x[here.clone()], &dy[here]);
         let (mean, rstd) = (&mean[first..][..count], &rstd[first..][..count]);
@@ -81,7 +88,11 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let piece = Piece {
                 x: written_x,
                 dy: written_dy,
-                dx: if is_staged { &mut self.staged[..width] } else { &mut dx[start..][..width] },
+                dx: if is_staged {
+                    &mut self.staged[..width]
+                } else {
+                    &mut dx[before + start - waiting.count()..before + start + width]
+                },
                 gamma,
                 dgamma: &mut *dgamma,
                 dbeta: &mut *dbeta,
@@ -93,7 +104,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             let about = [mean[done], rstd[done]];
             let lanes = coefficients.lanes(isa);
             let mean = T::Lanes::splat(isa, mean[done]);
-            let sums = piece.run::<I, WRITE, MODE, AHEAD>(isa, lanes, mean, RowSums::zero(isa));
+            let sums = piece.run::<I, WRITE, MODE, AHEAD>(isa, lanes, mean, RowSums::zero(isa), &mut waiting);
             if is_staged && !dx.is_empty() {
                 let target = &mut dx[start..][..width];
                 isa.run(Bring { staged: self.staged, target, accumulate, stream: true });
@@ -105,6 +116,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             }
         }
         self.rows.start += done;
+        if const { WRITE == JOINED } {
+            self.waiting = waiting;
+        }
         self.set(0, self.rows.start - 1, coefficients, size);
         if const { MODE == FULL } {
             self.counts.is_pending = !is_first_block;
