@@ -18,17 +18,19 @@
 //!
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
-//! - *In blocks*, where x and dy are in cache and gamma is there; where gamma is not there, rows are very short and dx is not
-//!   streamed; and on [AMD's CPUs](crate::simd::is_amd) from memory, where rows are of up to 512 bytes (with AVX2 and a tail of up
-//!   to a kilobyte), and with gamma of more than 4 KiB: the sums of a batch are taken ([`piece`], [`short`]), and then its
-//!   gradients are written in tiles of columns, all rows to a tile, which keeps dgamma and dbeta in registers ([`block`]). Without
-//!   gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long so on an EPYC.
+//! - *In blocks*, where x and dy are in cache, if dgamma or dbeta is wanted, or if rows have gamma and are very short or longer
+//!   than a segment; without gamma, if rows are very short and dx is not streamed; and on [AMD's CPUs](crate::simd::is_amd) from
+//!   memory, if rows are of up to 512 bytes (with AVX2 and a tail of up to a kilobyte), or have gamma and more than 4 KiB: the
+//!   sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all rows to a tile,
+//!   which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long
+//!   so on an EPYC.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
 //!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
 //!   With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1. In
 //!   cache, with dgamma and dbeta, blocks are faster: fused, rows of 256 to 4096 columns took 0.98 to 1.5 times as long on an
-//!   EPYC, and only those of 1024 less, 0.87 times. Instruction sets without specialized loops always go in blocks. ([AMD's
+//!   EPYC, and only those of 1024 less, 0.87 times. (Without dgamma and dbeta rows of 256 to 2048 columns took 1.1 to 1.47 times as
+//!   long in blocks as fused.) Instruction sets without specialized loops always go in blocks. ([AMD's
 //!   CPUs](crate::simd::is_amd) have ways of their own.)
 //!
 //! Past the caches rows go as they are where they begin and end with cache lines; else fused ones are [`joined`](super::joined), one
@@ -133,6 +135,9 @@ impl<T: Element> Kernel for Backward<'_, T> {
             (true, _) if is_fused => self.all_rows::<I, STORED, FULL, true, true>(isa),
             (true, false) if streams => self.all_rows::<I, STREAMED, SCALED, false, false>(isa),
             (true, true) if streams => self.all_rows::<I, STREAMED, FULL, false, false>(isa),
+            (true, false) if !is_far && Plan::goes_by_row::<T>(width) => {
+                self.all_rows::<I, STORED, SCALED, true, false>(isa);
+            }
             (true, false) => self.all_rows::<I, STORED, SCALED, false, false>(isa),
             (true, true) => self.all_rows::<I, STORED, FULL, false, false>(isa),
         }
@@ -245,7 +250,7 @@ impl<T: Element> Backward<'_, T> {
             plan.staged = plan.tile;
         }
         let staged = room(&mut buffer, if is_staged { plan.batch * plan.staged } else { 0 });
-        let apart = const { MODE == PLAIN } && self.is_amd && plan.pays_apart::<T>(AHEAD);
+        let apart = const { MODE != FULL } && self.is_amd && plan.pays_apart::<T>(AHEAD);
         let waiting = Waiting::none(isa);
         let mut pipeline =
             Pipeline { isa, plan, rows, batch: Batch::default(), staged, waiting, counts, block, backward: self };

@@ -61,17 +61,21 @@ impl Plan {
     }
 
     pub(super) fn new<T: Element>(width: usize, is_fused: bool) -> Self {
-        let is_short = Self::is_short::<T>(width);
         Self {
             width,
-            batch: if is_fused && !is_short { 1 } else { BATCH },
-            by_row: !is_short && width <= segment::<T>(),
+            batch: if is_fused && !Self::is_short::<T>(width) { 1 } else { BATCH },
+            by_row: Self::goes_by_row::<T>(width),
             tile: width.min(segment::<T>()),
             staged: width,
         }
     }
 
-    /// Whether rows are so long that it pays [AMD's CPUs](is_amd) to write dx without gamma before the sums of the next row are
+    /// Whether rows that are fused go one at a time, as a whole.
+    pub(super) fn goes_by_row<T: Element>(width: usize) -> bool {
+        !Self::is_short::<T>(width) && width <= segment::<T>()
+    }
+
+    /// Whether rows are so long that it pays [AMD's CPUs](is_amd) to write dx alone before the sums of the next row are
     /// taken. In cache, where a first-level cache has no room for x and dy of two rows and dx: on an EPYC rows of 1792 to 4096
     /// columns took 0.77 to 0.98 times as long so, of 1536 0.95 to 1.03 times, of 1024 1.15 times.
     pub(super) fn pays_apart<T: Element>(self, is_far: bool) -> bool {
@@ -101,8 +105,7 @@ impl Plan {
     pub(super) fn pays_joined<T: Element, I: Isa>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
         let is_overwritten = dx.is_some_and(|(_, accumulate)| !accumulate);
         let has_tail = !width.is_multiple_of(T::LANES);
-        let goes_by_row = Self::new::<T>(width, true).by_row;
-        is_overwritten && goes_by_row && (has_tail || const { I::REGISTERS >= 32 })
+        is_overwritten && Self::goes_by_row::<T>(width) && (has_tail || const { I::REGISTERS >= 32 })
     }
 
     /// Whether rows from memory are so long that with gamma it pays [AMD's CPUs](is_amd) to take the sums of eight rows, and then
