@@ -2,11 +2,15 @@
 //!
 //! Only a whole cache line goes past them: a part of one has the CPU read it first, and stores behind it wait for that. Rows that
 //! do not begin with a line, be it that the array does not (a large `Vec` begins 16 bytes behind one) or that their width is no
-//! multiple of a line's, have lines with elements of two registers, and of two rows. So what a register holds more than its line
-//! does waits for the next. On an EPYC forward took 1.1 to 1.5 times as long by way of a buffer that is copied past the caches:
-//! the reads of the next row wait for such a burst of writes.
+//! multiple of a line's, have lines with elements of two registers, and of two rows. So those lanes of a register that belong to
+//! the next line wait for it.
+//!
+//! By way of a buffer that is copied past the caches, whose bursts of writes the reads of the next row wait for, rows with a tail
+//! took 1.1 to 1.6 times as long on an EPYC with AVX-512. The plans of [`forward`](super::forward) and
+//! [`backward`](super::backward) say which rows are joined.
 
 use crate::Element;
+use crate::kernel::{JOINED, STREAMED};
 use crate::simd::{Isa, Lanes};
 
 /// Elements that wait for the rest of their cache line.
@@ -28,17 +32,15 @@ impl<L> Waiting<L> {
         Self { values: L::splat(isa, T::ZERO), count: 0 }
     }
 
-    /// Those at the end of `written`, a line's elements at least, that share one with what comes behind. They are written, and
-    /// are going to be again.
+    /// Those at the end of `written` that share a line with what comes behind. They are written, and are going to be again.
     #[inline(always)]
     pub(super) fn at_end<T: Element, I: Isa>(isa: I, written: &[T]) -> Self
     where
         L: Lanes<T, I>,
     {
         let count = written.as_ptr_range().end.addr() % 64 / size_of::<T>();
-        let last =
-            L::load(isa, T::chunks(&written[written.len() - T::LANES..]).0.first().expect("it has a line's elements"));
-        Self { values: last.rotated(count), count }
+        let last = &written[written.len().saturating_sub(count)..];
+        Self { values: L::load_tail(isa, last, L::splat(isa, T::ZERO)), count: last.len() }
     }
 
     /// How many they are: what is put next begins so many elements behind the start of its line.
@@ -49,7 +51,7 @@ impl<L> Waiting<L> {
 
     /// Sends a line on its way: those that wait, and the first of `value`. Its others wait.
     #[inline(always)]
-    pub(super) fn put<T: Element, I: Isa>(&mut self, value: L, line: &mut T::Chunk)
+    fn put<T: Element, I: Isa>(&mut self, value: L, line: &mut T::Chunk)
     where
         L: Lanes<T, I>,
     {
@@ -61,7 +63,7 @@ impl<L> Waiting<L> {
     /// [`put`](Self::put) of the first elements of `value`, those that `places` has more than wait: with these they may fill a
     /// line or not.
     #[inline(always)]
-    pub(super) fn put_few<T: Element, I: Isa>(&mut self, value: L, places: &mut [T])
+    fn put_few<T: Element, I: Isa>(&mut self, value: L, places: &mut [T])
     where
         L: Lanes<T, I>,
     {
@@ -76,6 +78,32 @@ impl<L> Waiting<L> {
             }
             None => joined,
         };
+    }
+
+    /// Writes a line as `WRITE` says: joined, past the caches, or in place.
+    #[inline(always)]
+    pub(super) fn write<T: Element, I: Isa, const WRITE: u8>(&mut self, value: L, line: &mut T::Chunk)
+    where
+        L: Lanes<T, I>,
+    {
+        match WRITE {
+            JOINED => self.put(value, line),
+            STREAMED => value.stream(line),
+            _ => value.store(line),
+        }
+    }
+
+    /// The same of the first elements of `value`: joined, as [`put_few`](Self::put_few), or in place.
+    #[inline(always)]
+    pub(super) fn write_few<T: Element, I: Isa, const WRITE: u8>(&mut self, value: L, places: &mut [T])
+    where
+        L: Lanes<T, I>,
+    {
+        if const { WRITE == JOINED } {
+            self.put_few(value, places);
+        } else {
+            value.store_tail(places);
+        }
     }
 
     /// Writes those that wait, the last of `output`.
@@ -96,7 +124,7 @@ mod tests {
     use crate::simd::{Isa, Kernel, Lanes};
     use crate::{Backend, Element};
 
-    /// Writes rows of `width` elements, a line's at least: the first as it is, the others joined to it.
+    /// Writes rows of `width` elements: the first as it is, the others joined to it.
     struct Rows<'a, T> {
         values: &'a [T],
         width: usize,
@@ -138,8 +166,8 @@ mod tests {
                 let output = &mut all[offset..][..values.len()];
                 backend.run(Rows { values: &values, width, output });
                 assert!(output == values, "{backend:?}, {} at {offset}, {width} columns", T::NAME);
-                let others = all.iter().enumerate().filter(|(i, _)| !(offset..offset + values.len()).contains(i));
-                assert!(others.into_iter().all(|(_, &value)| value == T::ZERO), "{backend:?}, {offset}, {width}");
+                let mut others = all.iter().enumerate().filter(|(i, _)| !(offset..offset + values.len()).contains(i));
+                assert!(others.all(|(_, &value)| value == T::ZERO), "{backend:?}, {offset}, {width}");
             }
         }
     }

@@ -7,8 +7,8 @@ use super::{Work, room};
 use crate::numpy_random::default_rng;
 use crate::{Backend, Element};
 
-/// Two batches, and some rows.
-const ROWS: usize = 19;
+/// Three batches, and some rows.
+const ROWS: usize = 27;
 
 /// What backward is given and asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,9 +87,13 @@ fn rows_have_the_same_bits_by_either_way<T: Element>() {
         let mut array =
             |len: usize| -> Vec<T> { rng.standard_normal(&[len]).iter().map(|&value| T::from_f64(value)).collect() };
         let (mut x, mut dy, gamma) = (array(ROWS * width), array(ROWS * width), array(width));
-        // Rows that are written again, of each output, in the first batch and in the second.
-        x[width..2 * width].fill(T::from_f64(1e-40));
-        x[width] = T::from_f64(0.0);
+        // Rows that are written again, of each output, in the first batch and in others; and one that only looks so, all of whose
+        // elements are alike.
+        for row in [1, 12, 18] {
+            x[row * width..(row + 1) * width].fill(T::from_f64(1e-40));
+            x[row * width] = T::from_f64(0.0);
+        }
+        x[10 * width..11 * width].fill(T::from_f64(0.3));
         let tiny = if T::HAS_WIDE_RANGE { 1e-300 } else { 1e-36 };
         for row in [3, 9] {
             dy[row * width..(row + 1) * width].iter_mut().for_each(|dy| *dy = T::from_f64(dy.to_f64() * tiny));

@@ -31,8 +31,8 @@ pub(super) struct Block<'a, T: Element, I: Isa> {
     pub(super) width: usize,
     pub(super) x: &'a [T],
     pub(super) dy: &'a [T],
-    /// The columns from `dx_start` on, at least those that are written; `dx_stride` elements from row to row. Of a joined row, which
-    /// is the only one and has all its columns written, beginning with the places of those that wait.
+    /// The columns from `dx_start` on, at least those that are written; `dx_stride` elements from row to row. A joined row is the
+    /// only one, goes as a whole, and begins with the places of those that wait.
     pub(super) dx: &'a mut [T],
     pub(super) dx_start: usize,
     pub(super) dx_stride: usize,
@@ -42,7 +42,7 @@ pub(super) struct Block<'a, T: Element, I: Isa> {
     pub(super) gamma: &'a [T],
     pub(super) dgamma: &'a mut [T],
     pub(super) dbeta: &'a mut [T],
-    /// Where the row is joined.
+    /// What waits for the line of a joined row's next chunk.
     pub(super) waiting: Waiting<T::Lanes<I>>,
 }
 
@@ -110,11 +110,7 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
                     dgamma[n] = dy.mul_add(xhat, dgamma[n]);
                     dbeta[n] = dbeta[n] + dy;
                 }
-                match WRITE {
-                    JOINED => self.waiting.put(value, &mut dx[n]),
-                    STREAMED => value.stream(&mut dx[n]),
-                    _ => value.store(&mut dx[n]),
-                }
+                self.waiting.write::<T, I, WRITE>(value, &mut dx[n]);
             }
         }
         if const { MODE != FULL } {
@@ -153,11 +149,9 @@ impl<T: Element, I: Isa> Block<'_, T, I> {
             dgamma = dy.mul_add(xhat, dgamma);
             dbeta = dbeta + dy;
             let dx = i * self.dx_stride + columns.start - self.dx_start;
-            if const { WRITE == JOINED } {
-                self.waiting.put_few(value, &mut self.dx[dx..]);
-            } else {
-                value.store_tail(&mut self.dx[dx..dx + columns.len()]);
-            }
+            // Behind a joined row nothing is.
+            let end = if const { WRITE == JOINED } { self.dx.len() } else { dx + columns.len() };
+            self.waiting.write_few::<T, I, WRITE>(value, &mut self.dx[dx..end]);
         }
         if const { MODE != FULL } {
             return;

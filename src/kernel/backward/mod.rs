@@ -19,22 +19,22 @@
 //! Rows go in batches, in one of two ways, which give the same bits:
 //!
 //! - *In blocks*, where x and dy are in cache, if dgamma or dbeta is wanted, or if rows have gamma and are very short or longer
-//!   than a segment; without gamma, if rows are very short and dx is not streamed; and on [AMD's CPUs](crate::simd::is_amd) from
-//!   memory, if rows are of up to 512 bytes (with AVX2 and a tail of up to a kilobyte), or have gamma and more than 4 KiB: the
-//!   sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all rows to a tile,
-//!   which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7 times as long
-//!   so on an EPYC.
+//!   than a segment; without gamma, if rows are very short and dx is not streamed; and on [AMD's CPUs](crate::simd::is_amd)
+//!   from memory, if rows are of up to 512 bytes (with AVX2 and a tail of up to a kilobyte), or have gamma and more than 4 KiB:
+//!   the sums of a batch are taken ([`piece`], [`short`]), and then its gradients are written in tiles of columns, all rows to
+//!   a tile, which keeps dgamma and dbeta in registers ([`block`]). Without gamma rows of 16 to 48 columns took 0.3 to 0.7
+//!   times as long so on an EPYC.
 //! - *Fused*, all others: the gradients of a batch are written in the same loop that takes the sums of the next, as in
 //!   [`forward`](super::forward), and what memory sends is asked for 12.5 KiB ahead. A batch is one row, unless rows are very
-//!   short. dgamma and dbeta of eight rows are added up in the first-level cache.
-//!   With dx streamed that is one even stream: on a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1. In
-//!   cache, with dgamma and dbeta, blocks are faster: fused, rows of 256 to 4096 columns took 0.98 to 1.5 times as long on an
-//!   EPYC, and only those of 1024 less, 0.87 times. (Without dgamma and dbeta rows of 256 to 2048 columns took 1.1 to 1.47 times as
-//!   long in blocks as fused.) Instruction sets without specialized loops always go in blocks. ([AMD's
-//!   CPUs](crate::simd::is_amd) have ways of their own.)
+//!   short. dgamma and dbeta of eight rows are added up in the first-level cache. With dx streamed that is one even stream: on
+//!   a Xeon 0.9 to 1.3 times a sum of two arrays where blocks took 1.2 to 2.1. In cache, with dgamma and dbeta, blocks are
+//!   faster: fused, rows of 256 to 4096 columns took 0.98 to 1.5 times as long on an EPYC, and only those of 1024 less, 0.87
+//!   times. (Without dgamma and dbeta rows of 256 to 2048 columns took 1.1 to 1.47 times as long in blocks as fused.)
+//!   Instruction sets without specialized loops always go in blocks. ([AMD's CPUs](crate::simd::is_amd) have ways of their
+//!   own.)
 //!
-//! Past the caches rows go as they are where they begin and end with cache lines; else fused ones are [`joined`](super::joined), one
-//! row at a time, and others are written in a nearer cache and copied.
+//! Past the caches rows go as they are where they begin and end with cache lines; else those that go fused, one at a time, are
+//! [`joined`](super::joined) where that pays, and others are written in a nearer cache and copied.
 //!
 //! What the gradients of a row are made of is computed without lanes, beside the sums of the row after it; of very short and
 //! of very long rows, and of those of up to 1.5 KiB in blocks, eight at a time.
@@ -181,7 +181,7 @@ impl<T: Element> Backward<'_, T> {
         let is_block = !FUSED && WRITE == STORED && MODE == FULL;
         CHUNKS * T::LANES >= careful::NARROW
             && MODE != SCALED
-            && !((WRITE == STORED || WRITE == JOINED) && AHEAD)
+            && (WRITE == STREAMED || !AHEAD)
             && (is_short || is_row || is_block)
     }
 
@@ -238,8 +238,8 @@ impl<T: Element> Backward<'_, T> {
         counts: &mut Counts,
         block: &mut [T],
     ) {
-        // dx that is not at multiples of 64 bytes goes past the caches by way of a buffer, and so do the first and the last of rows
-        // that are joined, and dx that is added to, or that nobody wants.
+        // dx that is not at multiples of 64 bytes goes past the caches by way of a buffer, and so do the first and the last of
+        // rows that are joined, and dx that is added to, or that nobody wants.
         let is_overwritten = self.dx.as_ref().is_some_and(|(_, accumulate)| !accumulate);
         let joins = const { WRITE == JOINED };
         let is_staged = joins || const { WRITE == STORED } && (self.place == Place::Memory || !is_overwritten);
@@ -256,29 +256,25 @@ impl<T: Element> Backward<'_, T> {
             Pipeline { isa, plan, rows, batch: Batch::default(), staged, waiting, counts, block, backward: self };
         if FUSED {
             pipeline.sums::<MODE>();
-            // The first row is not joined, nor the last, nor those that are done with care.
+            // There is no row to join the first one to.
             if joins && !pipeline.rows.is_empty() {
-                pipeline.write_staged::<MODE, FUSED>();
+                pipeline.write_alone::<WRITE, MODE, FUSED>();
                 pipeline.sums::<MODE>();
             }
             while !pipeline.rows.is_empty() {
-                if joins && !pipeline.batch.ordinary {
-                    pipeline.write_staged::<MODE, FUSED>();
+                if !pipeline.batch.ordinary {
+                    pipeline.write_alone::<WRITE, MODE, FUSED>();
                     pipeline.sums::<MODE>();
-                } else if apart || !pipeline.batch.ordinary {
+                } else if const { MODE != FULL } && apart {
                     pipeline.write::<WRITE, MODE, FUSED>();
                     pipeline.sums::<MODE>();
                 } else if const { CHUNKS == Plan::ROW_CHUNKS } || const { CHUNKS == 0 } && plan.by_row {
                     pipeline.fused_rows::<CHUNKS, WRITE, MODE, AHEAD>();
-                } else if const { CHUNKS != Plan::ROW_CHUNKS } {
+                } else if const { CHUNKS != Plan::ROW_CHUNKS && WRITE != JOINED } {
                     pipeline.step::<CHUNKS, WRITE, true, MODE, FUSED, AHEAD>(0..plan.batch);
                 }
             }
-            if joins {
-                pipeline.write_staged::<MODE, FUSED>();
-            } else {
-                pipeline.write::<WRITE, MODE, FUSED>();
-            }
+            pipeline.write_alone::<WRITE, MODE, FUSED>();
         } else {
             let mut sums = [[T::Lanes::splat(isa, T::ZERO); BATCH]; 3];
             while !pipeline.rows.is_empty() {

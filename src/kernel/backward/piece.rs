@@ -4,7 +4,7 @@ use super::{FULL, PLAIN};
 use crate::Element;
 use crate::kernel::joined::Waiting;
 use crate::kernel::streams::{Streams, Used};
-use crate::kernel::{JOINED, NOT_WRITTEN, STREAMED};
+use crate::kernel::{JOINED, NOT_WRITTEN};
 use crate::simd::{BATCH, Isa, Lanes};
 use std::ops::Add;
 
@@ -250,11 +250,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
             sums.1.store(dbeta);
         }
         let dx = &mut dx[k];
-        match WRITE {
-            JOINED => waiting.put(value, dx),
-            STREAMED => value.stream(dx),
-            _ => value.store(dx),
-        }
+        waiting.write::<T, I, WRITE>(value, dx);
     }
 
     /// The same of fewer elements than a register has.
@@ -275,7 +271,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
                 dy.mul_add(xhat, load(dgamma)).store_tail(dgamma);
                 (load(dbeta) + dy).store_tail(dbeta);
             }
-            if const { WRITE == JOINED } { waiting.put_few(value, dx) } else { value.store_tail(dx) }
+            waiting.write_few::<T, I, WRITE>(value, dx);
         }
     }
 }
@@ -283,8 +279,8 @@ impl<T: Element, I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool> Loo
 impl<T: Element> Piece<'_, T> {
     /// Writes dx, and gives `sums` with those of the other row, whose mean is `mean`, added.
     ///
-    /// A streamed piece has dx aligned to 64 bytes, and no tail; a joined one has dx aligned where the first that wait belong, and
-    /// those that wait at its end are left in `waiting`.
+    /// A streamed piece has dx aligned to 64 bytes, and no tail; a joined one has dx aligned where the first that wait belong,
+    /// and those that wait at its end are left in `waiting`.
     #[inline(always)]
     pub(super) fn run<I: Isa, const WRITE: u8, const MODE: u8, const AHEAD: bool>(
         self,

@@ -150,7 +150,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let next = self.rows.start;
         // In the first step there is no batch before.
         let first = if const { WRITE == NOT_WRITTEN } { next } else { next - batch };
-        let is_staged = const { WRITE != JOINED } && !self.staged.is_empty();
+        assert!(!SUM || WRITE != JOINED, "joined rows have their sums taken elsewhere");
+        let is_staged = const { WRITE == STORED } && !self.staged.is_empty();
         // A joined row begins with the places of those that wait.
         let before = if const { WRITE == JOINED } { self.waiting.count() } else { 0 };
         let Backward { parameters, x, dy, mean, dx, sums: parameter_sums, .. } = &mut *self.backward;
@@ -293,9 +294,13 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         }
     }
 
-    /// Writes the row before by way of the buffer; the next one may be joined to it.
+    /// [`write`](Self::write), but of rows that are joined one that is not: the first, the last, or one that is not ordinary. It
+    /// goes by way of the buffer, and the next may be joined to it.
     #[inline(always)]
-    pub(super) fn write_staged<const MODE: u8, const FUSED: bool>(&mut self) {
+    pub(super) fn write_alone<const WRITE: u8, const MODE: u8, const FUSED: bool>(&mut self) {
+        if const { WRITE != JOINED } {
+            return self.write::<WRITE, MODE, FUSED>();
+        }
         let width = self.plan.width;
         let (start, end) = ((self.rows.start - self.plan.batch) * width, self.rows.start * width);
         if let Some((dx, _)) = &mut self.backward.dx {

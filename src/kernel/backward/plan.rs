@@ -86,10 +86,10 @@ impl Plan {
     /// Whether rows from memory are so short that it pays to take the sums of eight, and then to write dx of those.
     ///
     /// On an EPYC streamed rows of 64 to 128 columns of f32 took 0.5 to 0.77 times as long so with gamma, 0.65 to 0.95 times
-    /// without, of 192 1.02 and 1.14 times, of 256 1.22 and 1.37 times. Where those fused are joined, rows with a tail of 70 and 100
-    /// columns took 0.73 to 0.88 times as long with AVX-512, of 125 0.8 to 1.15 times, of 150 to 250 1 to 1.4 times; with AVX2 of
-    /// 70 to 125 columns 0.6 to 0.68 times, of 150 and 200 0.9 to 0.97 times, of 250 1.06 to 1.11 times. Where dx is added to or not
-    /// wanted, rows of 70 to 128 columns took 0.53 to 0.88 times as long, of 150 and 250 1.03 to 1.11 times.
+    /// without, of 192 1.02 and 1.14 times, of 256 1.22 and 1.37 times. Where those fused are joined, rows with a tail of 70
+    /// and 100 columns took 0.73 to 0.88 times as long with AVX-512, of 125 0.8 to 1.15 times, of 150 to 250 1 to 1.4 times;
+    /// with AVX2 of 70 to 125 columns 0.6 to 0.68 times, of 150 and 200 0.9 to 0.97 times, of 250 1.06 to 1.11 times. Where dx
+    /// is added to or not wanted, rows of 70 to 128 columns took 0.53 to 0.88 times as long, of 150 and 250 1.03 to 1.11 times.
     pub(super) fn pays_in_blocks<T: Element, I: Isa>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
         let is_overwritten = dx.is_some_and(|(_, accumulate)| !accumulate);
         let joins_slowly = const { I::REGISTERS < 32 } && is_overwritten && !width.is_multiple_of(T::LANES);
@@ -99,9 +99,9 @@ impl Plan {
     /// Whether rows from memory that do not begin and end with cache lines are [joined](crate::kernel::joined) on their way past
     /// the caches, where they go fused, rather than written in a nearer cache first.
     ///
-    /// On an EPYC with AVX-512 rows of 300 to 700 columns with a tail took 0.6 to 0.8 times as long so, of 1000 to 2040 0.78 to 1
-    /// times; those without, in an array that begins 16 bytes past a line, 0.68 to 0.93 times. With AVX2 those with a tail took 0.8
-    /// to 1.1 times as long, and in forward those without 1.1 to 1.3 times.
+    /// On an EPYC with AVX-512 rows of 300 to 700 columns with a tail took 0.6 to 0.8 times as long so, of 1000 to 2040 0.78 to
+    /// 1 times; those without, in an array that begins 16 bytes past a line, 0.68 to 0.93 times. With AVX2 those with a tail
+    /// took 0.8 to 1.1 times as long, and in forward those without 1.1 to 1.3 times.
     pub(super) fn pays_joined<T: Element, I: Isa>(width: usize, dx: Option<&Dx<'_, T>>) -> bool {
         let is_overwritten = dx.is_some_and(|(_, accumulate)| !accumulate);
         let has_tail = !width.is_multiple_of(T::LANES);

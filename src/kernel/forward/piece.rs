@@ -7,7 +7,7 @@ use crate::Element;
 use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, LaneSums};
 use crate::kernel::streams::{Streams, Used};
-use crate::kernel::{JOINED, NOT_WRITTEN, STREAMED};
+use crate::kernel::{JOINED, NOT_WRITTEN};
 use crate::simd::{Isa, Lanes};
 
 /// The same columns of two rows, and of gamma and beta. What is not used is empty.
@@ -96,11 +96,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
                 value = value.mul_add(load(&gamma[k]), load(&beta[k]));
             }
             let y = &mut streams.written[0][k];
-            match WRITE {
-                JOINED => waiting.put(value, y),
-                STREAMED => value.stream(y),
-                _ => value.store(y),
-            }
+            waiting.write::<T, I, WRITE>(value, y);
         }
     }
 
@@ -114,7 +110,7 @@ impl<T: Element, I: Isa, const WRITE: u8, const SUM: bool, const AFFINE: bool, c
         }
         if const { WRITE != NOT_WRITTEN } && !x.is_empty() {
             let value = self.coefficients.few::<T, I, AFFINE>(self.isa, x, [gamma, beta]);
-            if const { WRITE == JOINED } { waiting.put_few(value, y) } else { value.store_tail(y) }
+            waiting.write_few::<T, I, WRITE>(value, y);
         }
     }
 }

@@ -22,7 +22,8 @@ impl Plan {
     /// an EPYC rows of 257 to 384 columns took 1.05 to 1.25 times as long one at a time, of 500 and 512 0.9 to 1.08 times.
     const SHORT: usize = TOGETHER;
     /// The same of rows in memory that have no tail: of 320 to 384 columns took 0.95 to 1.05 times as long one at a time with
-    /// gamma and beta, and 0.78 to 0.87 times without. (With a tail, of 300 and 380 columns, 1.1 to 1.4 times.)
+    /// gamma and beta, and 0.78 to 0.87 times without. (With a tail, joined, of 260 to 380 columns, 0.91 to 1.1 times with
+    /// AVX-512, 0.88 to 1.25 times with AVX2.)
     const SHORT_STREAM: usize = 1 << 10;
     /// Bytes of a row that goes as a whole while another does, at most: a first-level cache holds both, and y.
     const WHOLE: usize = 8 << 10;
@@ -65,10 +66,11 @@ impl Plan {
     /// Whether rows that do not begin and end with cache lines are [joined](crate::kernel::joined) on their way past the caches,
     /// rather than written in a nearer cache first.
     ///
-    /// On an EPYC rows of 150 to 2040 columns with a tail took 0.6 to 0.9 times as long so with AVX-512; those without, in an array
-    /// that begins 16 bytes past a line, 0.8 to 1 times from 500 columns on, and 1 to 1.15 times of up to 384; shorter ones with a
-    /// tail about as long. With AVX2, which has two instructions and more for one, rows with a tail took 0.8 to 0.95 times as long
-    /// (of 1000 to 1012 columns, with gamma and beta, 1.15 to 1.5 times), those without 1.1 to 1.3 times.
+    /// On an EPYC rows of 150 to 2040 columns with a tail took 0.6 to 0.9 times as long so with AVX-512; those without, in an
+    /// array that begins 16 bytes past a line, 0.8 to 1 times from 500 columns on, and 1 to 1.15 times of up to 384; shorter
+    /// ones with a tail about as long. With AVX2, which has two instructions and more for one, rows with a tail took 0.8 to
+    /// 0.95 times as long, but with gamma and beta of 1000 to 1012 columns 1.15 to 1.5 times (which would be a rule for four
+    /// widths), and those without 1.1 to 1.3 times.
     pub(super) fn pays_joined<T: Element, I: Isa>(self) -> bool {
         let bytes = self.width * size_of::<T>();
         let has_tail = !self.width.is_multiple_of(T::LANES);

@@ -9,7 +9,7 @@ use crate::Element;
 use crate::kernel::copy::Bring;
 use crate::kernel::joined::Waiting;
 use crate::kernel::stats::{self, ACCUMULATORS, BatchSums, LaneSums, RUN};
-use crate::kernel::{JOINED, STORED, STREAMED, TOGETHER};
+use crate::kernel::{JOINED, STORED, TOGETHER};
 use crate::simd::{BATCH, Isa, Lanes};
 
 /// Chunks of a row whose gamma and beta stay in registers, at most. Where registers are too few for so many, as those of AVX2
@@ -96,11 +96,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                         value = value.mul_add(gamma, beta);
                     }
                     let y = &mut target[k];
-                    match WRITE {
-                        JOINED => waiting.put(value, y),
-                        STREAMED => value.stream(y),
-                        _ => value.store(y),
-                    }
+                    waiting.write::<T, I, WRITE>(value, y);
                 }};
             }
             let grouped = count - count % ACCUMULATORS;
@@ -122,11 +118,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             if const { CHUNKS == 0 } && !summed_tail.is_empty() {
                 row = row.plus(T::Lanes::load_tail(isa, summed_tail, pilot) - pilot);
                 let value = coefficients.few::<T, I, AFFINE>(isa, written_tail, [gamma_tail, beta_tail]);
-                if const { WRITE == JOINED } {
-                    waiting.put_few(value, target_tail);
-                } else {
-                    value.store_tail(target_tail);
-                }
+                waiting.write_few::<T, I, WRITE>(value, target_tail);
             }
             [sums[0][i], sums[1][i]] = [row.sum, row.squares];
         }

@@ -75,14 +75,14 @@ mod f32x16 {
         }
         fn rotated(a: [__m256; 2], by: usize) -> [__m256; 2] {
             let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-            // Of each index the instruction takes what is left of it modulo lanes.
+            // Of each index the instruction takes what is left of it modulo 8.
             let index = _mm256_sub_epi32(lanes, _mm256_set1_epi32(by as i32));
             let [lower, upper] = [_mm256_permutevar8x32_ps(a[0], index), _mm256_permutevar8x32_ps(a[1], index)];
             let crossed = _mm256_castsi256_ps(crossed(isa, by));
             [_mm256_blendv_ps(lower, upper, crossed), _mm256_blendv_ps(upper, lower, crossed)]
         }
         fn crossed(by: usize) -> __m256i {
-            // Lanes that come from the other half: the first of each, or all others where `by` is more than a half.
+            // Lanes that come from the other half: the first of each, or all others where `by` is a half or more.
             _mm256_xor_si256(mask(isa, by % 8), _mm256_set1_epi32(if by < 8 { 0 } else { -1 }))
         }
         fn with_first(a: [__m256; 2], b: [__m256; 2], count: usize) -> [__m256; 2] {
@@ -182,7 +182,7 @@ mod f64x8 {
             [_mm256_blendv_pd(turned[0], turned[1], crossed), _mm256_blendv_pd(turned[1], turned[0], crossed)]
         }
         fn crossed(by: usize) -> __m256i {
-            // Lanes that come from the other half: the first of each, or all others where `by` is more than a half.
+            // Lanes that come from the other half: the first of each, or all others where `by` is a half or more.
             _mm256_xor_si256(mask(isa, by % 4), _mm256_set1_epi64x(if by < 4 { 0 } else { -1 }))
         }
         fn with_first(a: [__m256d; 2], b: [__m256d; 2], count: usize) -> [__m256d; 2] {
