@@ -38,9 +38,18 @@ impl<L> Waiting<L> {
     where
         L: Lanes<T, I>,
     {
-        let count = written.as_ptr_range().end.addr() % 64 / size_of::<T>();
+        let count = behind_line(written);
         let last = &written[written.len().saturating_sub(count)..];
         Self { values: L::load_tail(isa, last, L::splat(isa, T::ZERO)), count: last.len() }
+    }
+
+    /// As many, but not known yet: who writes them does so when their line is gone.
+    #[inline(always)]
+    pub(super) fn unknown<T: Element, I: Isa>(isa: I, written: &[T]) -> Self
+    where
+        L: Lanes<T, I>,
+    {
+        Self { values: L::splat(isa, T::ZERO), count: behind_line(written) }
     }
 
     /// How many they are: what is put next begins so many elements behind the start of its line.
@@ -115,6 +124,12 @@ impl<L> Waiting<L> {
         let start = output.len() - self.count;
         self.values.store_tail(&mut output[start..]);
     }
+}
+
+/// Elements from the last multiple of 64 to the end of a slice, be they more than it has.
+#[inline(always)]
+fn behind_line<T>(slice: &[T]) -> usize {
+    slice.as_ptr_range().end.addr() % 64 / size_of::<T>()
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ fn rows_have_the_same_bits_by_either_way<T: Element>() {
         let modes = [Mode::Plain, Mode::WithGamma, Mode::WithSums];
         let outputs = [Output::Overwrite, Output::Add, Output::Nothing];
         let calls =
-            modes.into_iter().flat_map(|mode| outputs.map(|output| [0, 1, 4, 15].map(|offset| (mode, output, offset))));
+            modes.into_iter().flat_map(|mode| outputs.map(|output| [0, 5].map(|offset| (mode, output, offset))));
         let calls: Vec<_> = calls.flatten().collect();
         for (backend, call) in
             Backend::available().into_iter().flat_map(|backend| calls.iter().map(move |call| (backend, *call)))

@@ -15,8 +15,9 @@
 //!   three kilobytes on in memory, and of eight in cache, up to half of a first-level cache.
 //! - Rows so long that several threads share them go in the steps of [`long_rows`].
 //!
-//! Past the caches rows go as they are where they begin and end with cache lines; else whole rows are [`joined`](super::joined)
-//! where that pays, and others, and tiles, are written in a nearer cache and copied.
+//! Past the caches rows go as they are where they begin and end with cache lines; else they are [`joined`](super::joined) where
+//! that pays, and others are written in a nearer cache and copied. Rows in tiles are joined each by itself: a line that two rows
+//! of a batch share goes with what is known of it, and the rest, the end of the upper row, is stored into it in the end.
 
 pub(crate) mod long_rows;
 mod narrow;
@@ -166,8 +167,8 @@ impl<T: Element> Forward<'_, T> {
         plan: Plan,
         rows: Range<usize>,
     ) {
-        // Where stretches do not lie at multiples of 64 bytes, the cache lines at their two ends cannot be streamed. Whole rows
-        // are joined but for the first and the last, which go past the caches by way of a buffer; so do tiles.
+        // Where stretches do not lie at multiples of 64 bytes, the cache lines at their two ends cannot be streamed: they go by
+        // way of a buffer, and so do the first and the last batch of rows that are joined.
         let joins = const { WRITE == JOINED };
         let is_staged = joins || const { WRITE == STORED && AHEAD };
         let mut buffer = std::mem::take(self.staged);
@@ -200,8 +201,7 @@ impl<T: Element> Forward<'_, T> {
             }
             let mut sums = [[T::Lanes::splat(isa, T::ZERO); BATCH]; 2];
             while !pipeline.rows.is_empty() {
-                // Tiles are not joined.
-                if const { CHUNKS > 0 || WRITE == JOINED } || plan.is_short() {
+                if const { CHUNKS > 0 } || plan.is_short() {
                     pipeline.short_rows::<CHUNKS, WRITE, AFFINE, AHEAD>(&mut sums);
                 } else {
                     pipeline.step::<WRITE, true, AFFINE, AHEAD>();

@@ -136,6 +136,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
         let zero = T::Lanes::splat(isa, T::ZERO);
         let mut sums = [[zero; BATCH]; 2];
         let mut totals = SegmentTotals::default();
+        // Of each row of a batch that goes in tiles, what waits for the next tile.
+        let mut of_rows = [Waiting::none(isa); BATCH];
         let pilots = if SUM { stats::pilots(isa, summed, width) } else { [T::ZERO; BATCH] };
         if AHEAD {
             stats::prefetch_pilots(isa, following, width);
@@ -148,10 +150,16 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             for i in 0..batch {
                 let ahead = plan.ahead::<T>(next, i, start);
                 let place = i * width + start;
+                if const { WRITE == JOINED } && !plan.is_whole() && start == 0 {
+                    let before = &y[..y_start + place];
+                    // What the row before ends with is computed last.
+                    of_rows[i] = if i == 0 { Waiting::at_end(isa, before) } else { Waiting::unknown(isa, before) };
+                }
+                let waiting = if plan.is_whole() { &mut self.waiting } else { &mut of_rows[i] };
                 let piece = Piece {
                     x: if const { WRITE == NOT_WRITTEN } { &[] } else { &written_x[place..][..len] },
                     y: match (WRITE, is_staged, plan.is_whole()) {
-                        (JOINED, ..) => &mut y[y_start + place - self.waiting.count()..y_start + place + len],
+                        (JOINED, ..) => &mut y[y_start + place - waiting.count()..y_start + place + len],
                         (NOT_WRITTEN, ..) => &mut [],
                         (_, true, true) => &mut self.staged[i * width..][..width],
                         (_, true, false) => &mut self.staged[..len],
@@ -165,8 +173,15 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 let coefficients = self.batch.coefficients(isa, i);
                 let about = T::Lanes::splat(isa, pilots[i]);
                 let row = LaneSums { sum: sums[0][i], squares: sums[1][i] };
-                let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row, &mut self.waiting);
+                let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row, waiting);
                 [sums[0][i], sums[1][i]] = [row.sum, row.squares];
+                if const { WRITE == JOINED } && !plan.is_whole() && end == width {
+                    if batch > 1 && i == 0 {
+                        // The lines in which rows of the batch meet went past the caches without it.
+                        isa.fence();
+                    }
+                    waiting.settle(&mut y[..y_start + place + len]);
+                }
                 if const { WRITE != NOT_WRITTEN } && is_staged && !plan.is_whole() {
                     let target = &mut y[y_start + place..][..len];
                     isa.run(Bring { staged: &self.staged[..len], target, accumulate: false, stream: true });
@@ -239,7 +254,9 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     pub(super) fn write_first<const AFFINE: bool>(&mut self) {
         self.isa.run(Step::<_, _, STORED, false, AFFINE, false>(self));
         let written = self.rows.start * self.plan.width;
-        self.waiting = Waiting::at_end(self.isa, &self.forward.y[..written]);
+        if self.plan.is_whole() {
+            self.waiting = Waiting::at_end(self.isa, &self.forward.y[..written]);
+        }
     }
 
     /// Writes what still waits of joined rows, and the last batch.
@@ -254,7 +271,8 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
     #[inline(always)]
     pub(super) fn rescue<const WRITE: u8>(&mut self, first: usize) {
         let end = (first + self.plan.batch) * self.plan.width;
-        if WRITE == JOINED {
+        let joins = const { WRITE == JOINED } && self.plan.is_whole();
+        if joins {
             self.waiting.settle(&mut self.forward.y[..end]);
         }
         if WRITE == STREAMED || !self.staged.is_empty() {
@@ -262,7 +280,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             self.isa.fence();
         }
         self.forward.rescue(first, self.plan.batch, &self.batch.variance);
-        if WRITE == JOINED {
+        if joins {
             self.waiting = Waiting::at_end(self.isa, &self.forward.y[..end]);
         }
     }
