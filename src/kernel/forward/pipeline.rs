@@ -176,7 +176,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row, waiting);
                 [sums[0][i], sums[1][i]] = [row.sum, row.squares];
                 if const { WRITE == JOINED } && !plan.is_whole() && end == width {
-                    if batch > 1 && i == 0 {
+                    if i == 0 {
                         // The lines in which rows of the batch meet went past the caches without it.
                         isa.fence();
                     }

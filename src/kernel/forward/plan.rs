@@ -72,15 +72,16 @@ impl Plan {
     /// 0.95 times as long, but with gamma and beta of 1000 to 1012 columns 1.15 to 1.5 times (which would be a rule for four
     /// widths), and those without 1.1 to 1.3 times.
     ///
-    /// In tiles, with AVX-512, rows of 2500 and 3000 columns took 0.77 to 0.86 times as long, of 4096 and 8192, 16 bytes past a
-    /// line, 0.77 to 0.91 times.
+    /// In tiles, with AVX-512, rows of 2500 and 3000 columns took 0.77 to 0.86 times as long, of 4096 to 20000, 16 bytes past a
+    /// line, 0.77 to 0.95 times; without gamma and beta, of 8192 and 20000, 1.1 times.
     pub(super) fn pays_joined<T: Element, I: Isa>(self) -> bool {
         let bytes = self.width * size_of::<T>();
         let has_tail = !self.width.is_multiple_of(T::LANES);
-        if !self.is_whole() || self.is_by_row() && !has_tail {
-            return const { I::REGISTERS >= 32 } && bytes > 512;
+        let has_wide_registers = const { I::REGISTERS >= 32 };
+        match self.is_whole() {
+            false => has_wide_registers && self.batch > 1,
+            true => bytes > 512 && (has_tail || has_wide_registers && self.is_by_row()),
         }
-        bytes > 512 && has_tail
     }
 
     /// Whether rows go one at a time, as a whole.
