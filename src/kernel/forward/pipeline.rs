@@ -150,12 +150,13 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
             for i in 0..batch {
                 let ahead = plan.ahead::<T>(next, i, start);
                 let place = i * width + start;
-                if const { WRITE == JOINED } && !plan.is_whole() && start == 0 {
+                let is_joined_tile = const { WRITE == JOINED } && !plan.is_whole();
+                if is_joined_tile && start == 0 {
                     let before = &y[..y_start + place];
                     // What the row before ends with is computed last.
                     of_rows[i] = if i == 0 { Waiting::at_end(isa, before) } else { Waiting::unknown(isa, before) };
                 }
-                let waiting = if plan.is_whole() { &mut self.waiting } else { &mut of_rows[i] };
+                let waiting = if is_joined_tile { &mut of_rows[i] } else { &mut self.waiting };
                 let piece = Piece {
                     x: if const { WRITE == NOT_WRITTEN } { &[] } else { &written_x[place..][..len] },
                     y: match (WRITE, is_staged, plan.is_whole()) {
@@ -175,7 +176,7 @@ impl<T: Element, I: Isa> Pipeline<'_, '_, T, I> {
                 let row = LaneSums { sum: sums[0][i], squares: sums[1][i] };
                 let row = piece.run::<I, WRITE, SUM, AFFINE, AHEAD>(isa, coefficients, about, row, waiting);
                 [sums[0][i], sums[1][i]] = [row.sum, row.squares];
-                if const { WRITE == JOINED } && !plan.is_whole() && end == width {
+                if is_joined_tile && end == width {
                     if i == 0 {
                         // The lines in which rows of the batch meet went past the caches without it.
                         isa.fence();
